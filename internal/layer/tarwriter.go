@@ -1,0 +1,133 @@
+package layer
+
+import (
+	"archive/tar"
+	"fmt"
+	"io"
+	"path"
+	"strings"
+	"time"
+
+	"github.com/kiln-build/kiln/internal/tree"
+)
+
+// Names that the OCI image specification gives to whiteouts.
+const (
+	whiteoutPrefix = ".wh."
+	whiteoutOpaque = ".wh..wh..opq"
+)
+
+// TarWriter writes the canonical tar of a layer: the one byte sequence that
+// Kiln produces for given changes, whoever computes them (a sandbox, a COPY, a
+// layer file read back). Its diff ID is the layer's identity.
+//
+// Entries come in the order of tree.Walk: a directory before its content,
+// names sorted bytewise, the first name of a hard-linked file as the file and
+// the later ones as links to it. The root itself is not an entry. Times have
+// nanoseconds (PAX). Whiteouts have mode 0 and the epoch as their time.
+type TarWriter struct {
+	tw    *tar.Writer
+	links map[uint64]string
+	buf   []byte
+}
+
+// NewTarWriter returns a TarWriter that writes to w.
+func NewTarWriter(w io.Writer) *TarWriter {
+	return &TarWriter{tw: tar.NewWriter(w), links: map[uint64]string{}, buf: make([]byte, 256<<10)}
+}
+
+// Add writes one entry. target is a symbolic link's target. open gives a regular file's
+// content, exactly n.Size bytes; it is called at most once, and not for a
+// second name of a hard-linked file (n.Inode != 0 and n.Nlink > 1). A node that
+// is a whiteout or opaque directory is written as the OCI whiteout for it.
+// Sockets are left out, as every builder does: tar has none.
+func (w *TarWriter) Add(p string, n tree.Node, target string, open func() (io.ReadCloser, error)) error {
+	if p == "." || n.Mode&tree.ModeType == tree.ModeSocket {
+		return nil
+	}
+	if n.IsWhiteout() {
+		dir, base := path.Split(p)
+		return w.marker(dir + whiteoutPrefix + base)
+	}
+	h := &tar.Header{
+		Format: tar.FormatPAX, Name: p, Mode: int64(n.Mode & tree.ModePerm),
+		Uid: int(n.UID), Gid: int(n.GID), ModTime: n.MTime,
+	}
+	if !n.IsDir() && n.Nlink > 1 && n.Inode != 0 {
+		if first, ok := w.links[n.Inode]; ok {
+			h.Typeflag, h.Linkname = tar.TypeLink, first
+			return w.header(h)
+		}
+		w.links[n.Inode] = p
+	}
+	for k, v := range n.Xattr {
+		if strings.HasPrefix(k, "trusted.overlay.") {
+			continue
+		}
+		if h.PAXRecords == nil {
+			h.PAXRecords = map[string]string{}
+		}
+		h.PAXRecords["SCHILY.xattr."+k] = v
+	}
+	switch n.Mode & tree.ModeType {
+	case tree.ModeRegular:
+		h.Typeflag, h.Size = tar.TypeReg, n.Size
+		if err := w.header(h); err != nil {
+			return err
+		}
+		return w.content(p, n.Size, open)
+	case tree.ModeDir:
+		h.Typeflag, h.Name = tar.TypeDir, p+"/"
+		if err := w.header(h); err != nil {
+			return err
+		}
+		if n.IsOpaque() {
+			return w.marker(p + "/" + whiteoutOpaque)
+		}
+		return nil
+	case tree.ModeSymlink:
+		h.Typeflag, h.Linkname = tar.TypeSymlink, target
+	case tree.ModeFIFO:
+		h.Typeflag = tar.TypeFifo
+	case tree.ModeChar, tree.ModeBlock:
+		h.Typeflag = tar.TypeChar
+		if n.Mode&tree.ModeType == tree.ModeBlock {
+			h.Typeflag = tar.TypeBlock
+		}
+		h.Devmajor, h.Devminor = int64(n.Major), int64(n.Minor)
+	default:
+		return fmt.Errorf("write layer entry %q: unknown file type %#o", p, n.Mode&tree.ModeType)
+	}
+	return w.header(h)
+}
+
+func (w *TarWriter) marker(name string) error {
+	return w.header(&tar.Header{Format: tar.FormatPAX, Typeflag: tar.TypeReg, Name: name, ModTime: time.Unix(0, 0)})
+}
+
+func (w *TarWriter) header(h *tar.Header) error {
+	if err := w.tw.WriteHeader(h); err != nil {
+		return fmt.Errorf("write layer entry %q: %w", h.Name, err)
+	}
+	return nil
+}
+
+func (w *TarWriter) content(p string, size int64, open func() (io.ReadCloser, error)) error {
+	r, err := open()
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	// The file may have grown: take what was promised, and no more.
+	n, err := io.CopyBuffer(struct{ io.Writer }{w.tw}, io.LimitReader(r, size), w.buf)
+	if err != nil {
+		return fmt.Errorf("write layer entry %q: %w", p, err)
+	}
+	if n != size {
+		return fmt.Errorf("write layer entry %q: content ended after %d of %d bytes: it changed while it was read", p, n, size)
+	}
+	return nil
+}
+
+// Close writes the end of the archive. It does not close the writer below.
+func (w *TarWriter) Close() error { return w.tw.Close() }

@@ -1,0 +1,148 @@
+// Package progress carries what a build has to say while it runs, as typed
+// events, and renders them: for a terminal, as plain lines, as JSON lines.
+//
+// The build reports to a Recorder; the Recorder numbers the steps and hands
+// each event, one at a time, to one Sink. Logs are something else (log/slog).
+package progress
+
+import (
+	"sync"
+	"time"
+)
+
+// Kind of an Event.
+type Kind string
+
+// The kinds of events. A step's events come in this order: planned, started,
+// any number of output and transfer, done.
+const (
+	StepPlanned  Kind = "planned"  // the step exists and waits for others
+	StepStarted  Kind = "started"  //
+	StepOutput   Kind = "output"   // Data: bytes a RUN step wrote, as they came
+	StepTransfer Kind = "transfer" // Item, Current, Total: bytes pulled, pushed, read
+	StepDone     Kind = "done"     // Cached, Error
+	Note         Kind = "note"     // Text: one line about the build as a whole
+	Warning      Kind = "warning"  // Text: one line that the user should read
+)
+
+// Event is one thing that happened. Unused fields are empty.
+type Event struct {
+	Time    time.Time `json:"time"`
+	Kind    Kind      `json:"kind"`
+	Step    int       `json:"step,omitempty"`  // from 1, in order of planning
+	Name    string    `json:"name,omitempty"`  // of the step: "[build 2/5] RUN make"; in planned
+	Stage   string    `json:"stage,omitempty"` // Dockerfile stage; in planned
+	Data    []byte    `json:"data,omitempty"`
+	Item    string    `json:"item,omitempty"` // what is transferred: a short digest, "context"
+	Current int64     `json:"current,omitempty"`
+	Total   int64     `json:"total,omitempty"` // 0: not known
+	Cached  bool      `json:"cached,omitempty"`
+	Error   string    `json:"error,omitempty"`
+	Text    string    `json:"text,omitempty"`
+}
+
+// Sink takes events, one at a time and in order. It must be quick.
+type Sink interface{ Send(Event) }
+
+// Recorder hands events to a Sink. Safe for concurrent use. A nil *Recorder
+// drops everything.
+type Recorder struct {
+	mu    sync.Mutex
+	sink  Sink
+	steps int
+	now   func() time.Time
+}
+
+// NewRecorder returns a Recorder for sink.
+func NewRecorder(sink Sink) *Recorder { return &Recorder{sink: sink, now: time.Now} }
+
+func (r *Recorder) send(e Event) {
+	if r == nil {
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	e.Time = r.now()
+	r.sink.Send(e)
+}
+
+// Note says one line about the build as a whole.
+func (r *Recorder) Note(text string) { r.send(Event{Kind: Note, Text: text}) }
+
+// Warn says one line that the user should read.
+func (r *Recorder) Warn(text string) { r.send(Event{Kind: Warning, Text: text}) }
+
+// Step announces a step. stage may be empty.
+func (r *Recorder) Step(name, stage string) *Step {
+	if r == nil {
+		return &Step{}
+	}
+	r.mu.Lock()
+	r.steps++
+	s := &Step{r: r, n: r.steps}
+	r.mu.Unlock()
+	s.send(Event{Kind: StepPlanned, Name: name, Stage: stage})
+	return s
+}
+
+// Step reports on one step. Safe for concurrent use.
+type Step struct {
+	r *Recorder
+	n int
+
+	mu            sync.Mutex
+	started, done bool
+}
+
+func (s *Step) send(e Event) {
+	e.Step = s.n
+	s.r.send(e)
+}
+
+// Start says that the step runs now. Later calls do nothing.
+func (s *Step) Start() {
+	s.mu.Lock()
+	was := s.started
+	s.started = true
+	s.mu.Unlock()
+	if !was {
+		s.send(Event{Kind: StepStarted})
+	}
+}
+
+// Write reports output of the step; it never fails.
+func (s *Step) Write(p []byte) (int, error) {
+	s.send(Event{Kind: StepOutput, Data: append([]byte(nil), p...)})
+	return len(p), nil
+}
+
+// Transfer reports that current of total bytes (0: not known) of item have
+// moved. Call it as often as you like: it is the renderings that thin out.
+func (s *Step) Transfer(item string, current, total int64) {
+	s.send(Event{Kind: StepTransfer, Item: item, Current: current, Total: total})
+}
+
+// Done ends the step. Later calls do nothing.
+func (s *Step) Done(err error) {
+	e := Event{Kind: StepDone}
+	if err != nil {
+		e.Error = err.Error()
+	}
+	s.finish(e)
+}
+
+// Cached ends the step as one whose result was in the cache.
+func (s *Step) Cached() {
+	s.Start()
+	s.finish(Event{Kind: StepDone, Cached: true})
+}
+
+func (s *Step) finish(e Event) {
+	s.mu.Lock()
+	was := s.done
+	s.done = true
+	s.mu.Unlock()
+	if !was {
+		s.send(e)
+	}
+}

@@ -1,0 +1,28 @@
+package warm
+
+import (
+	_ "github.com/distribution/distribution/v3/registry"
+	_ "github.com/distribution/distribution/v3/registry/storage/driver/filesystem"
+	_ "github.com/erofs/go-erofs"
+	_ "github.com/google/go-containerregistry/pkg/authn"
+	_ "github.com/google/go-containerregistry/pkg/v1/layout"
+	_ "github.com/google/go-containerregistry/pkg/v1/remote"
+	_ "github.com/google/go-containerregistry/pkg/v1/tarball"
+	_ "github.com/google/go-containerregistry/pkg/registry"
+	_ "github.com/klauspost/compress/gzip"
+	_ "github.com/klauspost/compress/zstd"
+	_ "github.com/klauspost/pgzip"
+	_ "github.com/moby/buildkit/frontend/dockerfile/builder"
+	_ "github.com/moby/buildkit/frontend/dockerfile/dockerfile2llb"
+	_ "github.com/moby/patternmatcher"
+	_ "github.com/rogpeppe/go-internal/testscript"
+	_ "github.com/spf13/cobra"
+	_ "github.com/spf13/cobra/doc"
+	_ "github.com/tonistiigi/fsutil"
+	_ "github.com/containerd/platforms"
+	_ "github.com/docker/cli/cli/config"
+	_ "golang.org/x/sync/errgroup"
+	_ "golang.org/x/term"
+	_ "gvisor.dev/gvisor/runsc/boot/filter"
+	_ "gvisor.dev/gvisor/pkg/sentry/fsimpl/overlay"
+)
