@@ -1,0 +1,45 @@
+// Package image knows what an image is made of: layers, config, manifest,
+// index; and moves layers between their two forms, the compressed blob that
+// registries hold and the layer file that Kiln works on.
+package image
+
+import (
+	"context"
+	"io"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// Layer identifies one layer of an image and says where its forms can be had.
+type Layer struct {
+	// DiffID is the digest of the uncompressed tar: the layer's identity.
+	DiffID digest.Digest `json:"diffID"`
+	// Blob describes the compressed blob. Zero: none was made or seen yet.
+	Blob ocispec.Descriptor `json:"blob,omitzero"`
+	// Origin is the repository, "registry.example/name", from which Blob
+	// can be fetched. Empty: only the local store can have it.
+	Origin string `json:"origin,omitempty"`
+}
+
+// Image is one platform's image as a registry, archive or the local store has it.
+type Image struct {
+	// Ref is what it was asked for as, normalised: "docker.io/library/debian:bookworm".
+	Ref string
+	// Digest of what Ref named: an index's if it names one, else the manifest's.
+	Digest digest.Digest
+	// Manifest describes this platform's manifest (media type, digest, size, platform).
+	Manifest ocispec.Descriptor
+	// RawManifest and RawConfig are the bytes, whose digests were verified.
+	RawManifest []byte
+	RawConfig   []byte
+	// Layers, the bottom first; DiffIDs come from the config, and there are
+	// as many as the manifest has layers.
+	Layers []Layer
+}
+
+// Fetcher opens the compressed blob of a layer: at its origin, or in an archive.
+// The stream is verified against l.Blob's digest and size before its io.EOF.
+type Fetcher interface {
+	Fetch(ctx context.Context, l Layer) (io.ReadCloser, error)
+}
