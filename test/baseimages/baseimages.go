@@ -185,9 +185,12 @@ func (s *Set) Names() []string {
 	return names
 }
 
-// Push writes every image there is to a plain-HTTP registry, HOST:PORT.
-func (s *Set) Push(ctx context.Context, host string) error {
-	for _, n := range s.Names() {
+// Push writes images to a plain-HTTP registry, HOST:PORT: those named, or all there are.
+func (s *Set) Push(ctx context.Context, host string, names ...string) error {
+	if len(names) == 0 {
+		names = s.Names()
+	}
+	for _, n := range names {
 		ref, err := name.ParseReference(host+"/"+n, name.Insecure)
 		if err != nil {
 			return fmt.Errorf("push base images: %w", err)
