@@ -326,8 +326,28 @@ func TestFollowPaths(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, follow := range [][]string{
-		{}, {"."}, {"/"}, {"l1"}, {"l1/file"}, {"abs"}, {"up/link"}, {"up/*"}, {"l*"}, {"*"}, {"*/*"}, {"loop1"}, {"self"},
-		{"out"}, {"gone"}, {"nowhere"}, {"d/k"}, {"/d/../l1"}, {"real/file/x"}, {"real", "abs"}, {"[l]1"}, {"real/[f"},
+		{},
+		{"."},
+		{"/"},
+		{"l1"},
+		{"l1/file"},
+		{"abs"},
+		{"up/link"},
+		{"up/*"},
+		{"l*"},
+		{"*"},
+		{"*/*"},
+		{"loop1"},
+		{"self"},
+		{"out"},
+		{"gone"},
+		{"nowhere"},
+		{"d/k"},
+		{"/d/../l1"},
+		{"real/file/x"},
+		{"real", "abs"},
+		{"[l]1"},
+		{"real/[f"},
 	} {
 		compare(t, dir, l, keys(all), nil, nil, follow)
 		compare(t, dir, l, keys(all), []string{"up"}, []string{"real/other"}, follow)

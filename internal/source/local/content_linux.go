@@ -20,29 +20,30 @@ import (
 // that the stat cache knows is not read. From then on, opening the file and
 // reading it to its end gives that content, or an error.
 func (t *Tree) ContentDigest(p string) (digest.Digest, error) {
-	n, sig, err := t.lstat(p)
+	st, err := t.stat(p)
 	if err != nil {
 		return "", err
 	}
-	if !n.IsRegular() {
+	if st.Mode&tree.ModeType != tree.ModeRegular {
 		return "", fmt.Errorf("digest of %q: not a regular file", short(p))
 	}
+	sig := sigOf(&st)
 	t.mu.Lock()
 	h, ok := t.seen[p]
 	t.mu.Unlock()
 	if ok && h.sig == sig {
 		return asDigest(h.sum), nil
 	}
-	sum, ok := t.cached(sig)
-	if !ok {
-		if sum, sig, err = t.hash(p); err != nil {
+	h = hashed{sig: sig, settled: true}
+	if h.sum, ok = t.cached(sig); !ok {
+		if h, err = t.hash(p); err != nil {
 			return "", err
 		}
 	}
 	t.mu.Lock()
-	t.seen[p] = hashed{sig: sig, sum: sum}
+	t.seen[p] = h
 	t.mu.Unlock()
-	return asDigest(sum), nil
+	return asDigest(h.sum), nil
 }
 
 func asDigest(s statcache.Sum) digest.Digest {
@@ -57,30 +58,31 @@ func (t *Tree) cached(sig statcache.Sig) (statcache.Sum, bool) {
 }
 
 // hash reads a file, and records its sum if the file was at rest.
-func (t *Tree) hash(p string) (sum statcache.Sum, sig statcache.Sig, err error) {
+func (t *Tree) hash(p string) (hashed, error) {
 	began := time.Now()
 	f, sig, err := t.openFile(p)
 	if err != nil {
-		return sum, sig, err
+		return hashed{}, err
 	}
 	defer f.Close()
-	h := sha256.New()
+	w := sha256.New()
 	buf := make([]byte, min(max(sig.Size+1, 512), 256<<10))
-	if _, err := io.CopyBuffer(h, struct{ io.Reader }{f}, buf); err != nil {
-		return sum, sig, fmt.Errorf("read %q: %w", short(p), reason(err))
+	if _, err := io.CopyBuffer(w, struct{ io.Reader }{f}, buf); err != nil {
+		return hashed{}, fmt.Errorf("read %q: %w", short(p), reason(err))
 	}
 	after, err := fileSig(f)
 	if err != nil {
-		return sum, sig, pathError("read", p, err)
+		return hashed{}, pathError("read", p, err)
 	}
 	if !atRest(sig, after) {
-		return sum, sig, fmt.Errorf("read %q: %w", short(p), ErrChanged)
+		return hashed{}, fmt.Errorf("read %q: %w", short(p), ErrChanged)
 	}
-	h.Sum(sum[:0])
-	if t.cache != nil && sig == after && t.trusted(f) {
-		t.cache.Put(sig, sum, began)
+	h := hashed{sig: sig, settled: sig == after && sig.Settled(began) && t.trusted(f)}
+	w.Sum(h.sum[:0])
+	if t.cache != nil && h.settled {
+		t.cache.Put(sig, h.sum, began)
 	}
-	return sum, sig, nil
+	return h, nil
 }
 
 // trusted reports whether a file's change time means what it should. FUSE
@@ -108,14 +110,15 @@ func (t *Tree) Open(p string) (io.ReadCloser, error) {
 	t.mu.Lock()
 	h, ok := t.seen[p]
 	t.mu.Unlock()
-	if !ok || h.sig == sig {
+	if !ok || h.settled && h.sig == sig {
 		return r, nil
 	}
 	if h.sig.Size != sig.Size {
 		f.Close()
 		return nil, fmt.Errorf("open %q: %w", short(p), ErrChanged)
 	}
-	// Touched, at least, since its digest was given: see whether it is the same.
+	// Touched since its digest was given, or so young then that it could have
+	// changed without a trace: see whether it is the same.
 	r.hash, r.want = sha256.New(), h.sum
 	return r, nil
 }
@@ -123,11 +126,11 @@ func (t *Tree) Open(p string) (io.ReadCloser, error) {
 // openFile opens a regular file. What is no regular file is not opened.
 func (t *Tree) openFile(p string) (*os.File, statcache.Sig, error) {
 	// Opening a device or a FIFO can have effects, so look before.
-	n, _, err := t.lstat(p)
+	st, err := t.stat(p)
 	if err != nil {
 		return nil, statcache.Sig{}, err
 	}
-	if !n.IsRegular() {
+	if st.Mode&tree.ModeType != tree.ModeRegular {
 		return nil, statcache.Sig{}, fmt.Errorf("open %q: not a regular file", short(p))
 	}
 	fd, err := t.openPath(p, unix.O_RDONLY)
@@ -135,7 +138,6 @@ func (t *Tree) openFile(p string) (*os.File, statcache.Sig, error) {
 		return nil, statcache.Sig{}, pathError("open", p, err)
 	}
 	f := os.NewFile(uintptr(fd), p)
-	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
 		f.Close()
 		return nil, statcache.Sig{}, pathError("open", p, err)
@@ -182,11 +184,12 @@ func (r *reader) Read(b []byte) (int, error) {
 		return n, fmt.Errorf("read %q: %w", short(r.path), reason(err))
 	}
 	if r.pos > r.sig.Size {
-		return n, fmt.Errorf("read %q: %w", short(r.path), ErrChanged)
+		return 0, fmt.Errorf("read %q: %w", short(r.path), ErrChanged)
 	}
 	if err != nil || r.pos == r.sig.Size {
 		if cerr := r.check(); cerr != nil {
-			return n, cerr
+			// Without the bytes: who asked for that many overlooks the error.
+			return 0, cerr
 		}
 	}
 	return n, err

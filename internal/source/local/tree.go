@@ -53,8 +53,9 @@ type Tree struct {
 type fileID struct{ dev, ino uint64 }
 
 type hashed struct {
-	sig statcache.Sig
-	sum statcache.Sum
+	sig     statcache.Sig
+	sum     statcache.Sum
+	settled bool // no other content can have the same sig
 }
 
 // Option changes how Open opens a tree.
@@ -106,31 +107,44 @@ func (t *Tree) Close() error {
 
 // Lstat implements tree.Tree.
 func (t *Tree) Lstat(p string) (tree.Node, error) {
-	n, _, err := t.lstat(p)
-	return n, err
-}
-
-func (t *Tree) lstat(p string) (tree.Node, statcache.Sig, error) {
-	fd, err := t.openPath(p, unix.O_PATH)
+	fd, st, err := t.openStat(p)
 	if err != nil {
-		return tree.Node{}, statcache.Sig{}, pathError("lstat", p, err)
+		return tree.Node{}, err
 	}
 	defer unix.Close(fd)
-	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil {
-		return tree.Node{}, statcache.Sig{}, pathError("lstat", p, err)
-	}
 	if p == "." {
-		return rootNode(&st), sigOf(&st), nil
-	}
-	if hidden(&st) {
-		return tree.Node{}, statcache.Sig{}, pathError("lstat", p, unix.ENOENT)
+		return rootNode(&st), nil
 	}
 	n := t.node(&st)
 	if n.Xattr, err = t.xattrs(fdPath(fd), true); err != nil {
-		return tree.Node{}, statcache.Sig{}, pathError("read extended attributes of", p, err)
+		return tree.Node{}, pathError("read extended attributes of", p, err)
 	}
-	return n, sigOf(&st), nil
+	return n, nil
+}
+
+// stat is Lstat without extended attributes.
+func (t *Tree) stat(p string) (unix.Stat_t, error) {
+	fd, st, err := t.openStat(p)
+	if err == nil {
+		unix.Close(fd)
+	}
+	return st, err
+}
+
+// openStat opens a path for nothing but to say what it is.
+func (t *Tree) openStat(p string) (fd int, st unix.Stat_t, err error) {
+	fd, err = t.openPath(p, unix.O_PATH)
+	if err != nil {
+		return -1, st, pathError("lstat", p, err)
+	}
+	if err = unix.Fstat(fd, &st); err == nil && hidden(&st) {
+		err = unix.ENOENT
+	}
+	if err != nil {
+		unix.Close(fd)
+		return -1, st, pathError("lstat", p, err)
+	}
+	return fd, st, nil
 }
 
 // ReadDir implements tree.Tree.

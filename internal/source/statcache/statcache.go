@@ -10,7 +10,7 @@
 // all of them equal. The change time cannot be set by a program, so content
 // cannot change and keep all five, but for one case: a second change within the
 // same tick of the file system's clock. Entries for files as young as that are
-// not made (see Put).
+// not made (see Sig.Settled).
 package statcache
 
 import (
@@ -35,7 +35,7 @@ type Sig struct {
 }
 
 // Young is how long before it was read a file must have changed last for its
-// entry to be kept: file systems' clocks have granularities of up to two
+// state to be trusted: file systems' clocks have granularities of up to two
 // seconds, and a server's clock may be a little behind.
 const Young = 2500 * time.Millisecond
 
@@ -97,13 +97,19 @@ func (c *Cache) Get(s Sig) (Sum, bool) {
 	return r.sum, true
 }
 
+// Settled reports whether a file that was in state s at a time has another state
+// as soon as it has another content. It need not if it had changed so shortly
+// before that a later change can bear the same times, or if its times make no
+// sense.
+func (s Sig) Settled(at time.Time) bool {
+	limit := at.Add(-Young).UnixNano()
+	return s.CTime > 0 && s.CTime <= limit && s.MTime <= limit
+}
+
 // Put records the sum of a file that was in state s before and after it was
-// read; began is when reading began. Nothing is recorded for a file that had
-// changed so shortly before that a later change could bear the same times, or
-// whose times make no sense.
+// read; began is when reading began. Nothing is recorded if s was not settled.
 func (c *Cache) Put(s Sig, sum Sum, began time.Time) {
-	limit := began.Add(-Young).UnixNano()
-	if s.CTime <= 0 || s.CTime > limit || s.MTime > limit {
+	if !s.Settled(began) {
 		return
 	}
 	c.mu.Lock()
