@@ -3,7 +3,6 @@ package sentry
 import (
 	"fmt"
 
-	"gvisor.dev/gvisor/pkg/sentry/fsimpl/erofs"
 	"gvisor.dev/gvisor/pkg/sentry/fsimpl/overlay"
 	"gvisor.dev/gvisor/pkg/sentry/fsimpl/tmpfs"
 	"gvisor.dev/gvisor/pkg/sentry/vfs"
@@ -27,18 +26,11 @@ func (g *guest) mountLayers() error {
 		g.lowers = append(g.lowers, m)
 	}
 	for i := range g.config.Layers {
-		fd := wire.FDLayers + i
-		table, err := readXattrs(fd)
-		if err != nil {
-			return fmt.Errorf("read layer %d: %w", i, err)
-		}
-		opts := withData(fmt.Sprintf("ifd=%d", fd))
-		opts.ReadOnly = true
-		m, err := g.mount(erofs.Name, opts)
+		m, err := g.mountLayer(wire.FDLayers + i)
 		if err != nil {
 			return fmt.Errorf("mount layer %d: %w", i, err)
 		}
-		if err := g.addLower(g.withXattrs(m, table)); err != nil {
+		if err := g.addLower(m); err != nil {
 			return err
 		}
 	}

@@ -113,8 +113,14 @@ func (g *guest) mountKernelFilesystems(ctx context.Context, root vfs.VirtualDent
 		{dev.Name, place["/dev"], vfs.MountOptions{}},
 		{devpts.Name, place["/dev"] + "/pts", vfs.MountOptions{}},
 		{tmpfs.Name, place["/dev"] + "/shm", withData("mode=1777,size=64m")}, // docker's size
+		{mqfs.Name, place["/dev"] + "/mqueue", vfs.MountOptions{}},
 	} {
-		m, err := g.mount(x.fs, x.opts)
+		if x.fs == mqfs.Name {
+			if err := g.vfs.MkdirAt(g.ctx, g.root, at(root, x.at), &vfs.MkdirOptions{Mode: 0o1777}); err != nil {
+				return fmt.Errorf("make %q: %w", x.at, err)
+			}
+		}
+		m, err := g.mountFor(ctx, x.fs, x.opts)
 		if err != nil {
 			return err
 		}
@@ -122,21 +128,7 @@ func (g *guest) mountKernelFilesystems(ctx context.Context, root vfs.VirtualDent
 			return err
 		}
 	}
-	return g.mountQueues(ctx, root, place["/dev"]+"/mqueue")
-}
-
-// mountQueues mounts the step's POSIX message queues, which gVisor finds through the context.
-func (g *guest) mountQueues(ctx context.Context, root vfs.VirtualDentry, path string) error {
-	if err := g.vfs.MkdirAt(g.ctx, g.root, at(root, path), &vfs.MkdirOptions{Mode: 0o1777}); err != nil {
-		return fmt.Errorf("make %q: %w", path, err)
-	}
-	opts := vfs.MountOptions{}
-	opts.GetFilesystemOptions.InternalMount = true
-	m, err := g.vfs.MountDisconnected(ctx, g.root, mqfs.Name, mqfs.Name, &opts)
-	if err != nil {
-		return fmt.Errorf("mount mqueue: %w", err)
-	}
-	return g.connect(root, m, path)
+	return nil
 }
 
 func readOnly(o vfs.MountOptions) vfs.MountOptions {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 
 	"gvisor.dev/gvisor/pkg/abi/linux"
+	"gvisor.dev/gvisor/pkg/context"
 	"gvisor.dev/gvisor/pkg/errors/linuxerr"
 	"gvisor.dev/gvisor/pkg/fspath"
 	"gvisor.dev/gvisor/pkg/sentry/vfs"
@@ -43,8 +44,14 @@ func withData(data string) vfs.MountOptions {
 // mount makes a mount that is not connected to anything yet. The caller holds
 // its reference.
 func (g *guest) mount(fs string, opts vfs.MountOptions) (*vfs.Mount, error) {
+	return g.mountFor(g.ctx, fs, opts)
+}
+
+// mountFor is mount for a process whose context is ctx: proc shows its PID
+// namespace, mqueue the queues of its IPC namespace.
+func (g *guest) mountFor(ctx context.Context, fs string, opts vfs.MountOptions) (*vfs.Mount, error) {
 	opts.GetFilesystemOptions.InternalMount = true
-	m, err := g.vfs.MountDisconnected(g.ctx, g.root, fs, fs, &opts)
+	m, err := g.vfs.MountDisconnected(ctx, g.root, fs, fs, &opts)
 	if err != nil {
 		return nil, fmt.Errorf("mount %s: %w", fs, err)
 	}
