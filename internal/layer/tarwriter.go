@@ -2,8 +2,10 @@ package layer
 
 import (
 	"archive/tar"
+	"encoding/base64"
 	"fmt"
 	"io"
+	"net/url"
 	"path"
 	"strings"
 	"time"
@@ -42,8 +44,14 @@ func NewTarWriter(w io.Writer) *TarWriter {
 // is a whiteout or opaque directory is written as the OCI whiteout for it.
 // Sockets are left out, as every builder does: tar has none.
 func (w *TarWriter) Add(p string, n tree.Node, target string, open func() (io.ReadCloser, error)) error {
-	if p == "." || n.Mode&tree.ModeType == tree.ModeSocket {
+	if p == "." {
+		return w.opaque(p, n)
+	}
+	if n.Mode&tree.ModeType == tree.ModeSocket {
 		return nil
+	}
+	if err := checkPath(p); err != nil {
+		return fmt.Errorf("write layer entry %q: %w", p, err)
 	}
 	if n.IsWhiteout() {
 		dir, base := path.Split(p)
@@ -60,14 +68,8 @@ func (w *TarWriter) Add(p string, n tree.Node, target string, open func() (io.Re
 		}
 		w.links[n.Inode] = p
 	}
-	for k, v := range n.Xattr {
-		if strings.HasPrefix(k, "trusted.overlay.") {
-			continue
-		}
-		if h.PAXRecords == nil {
-			h.PAXRecords = map[string]string{}
-		}
-		h.PAXRecords["SCHILY.xattr."+k] = v
+	if err := setXattrs(h, n.Xattr); err != nil {
+		return fmt.Errorf("write layer entry %q: %w", p, err)
 	}
 	switch n.Mode & tree.ModeType {
 	case tree.ModeRegular:
@@ -81,10 +83,7 @@ func (w *TarWriter) Add(p string, n tree.Node, target string, open func() (io.Re
 		if err := w.header(h); err != nil {
 			return err
 		}
-		if n.IsOpaque() {
-			return w.marker(p + "/" + whiteoutOpaque)
-		}
-		return nil
+		return w.opaque(p, n)
 	case tree.ModeSymlink:
 		h.Typeflag, h.Linkname = tar.TypeSymlink, target
 	case tree.ModeFIFO:
@@ -99,6 +98,50 @@ func (w *TarWriter) Add(p string, n tree.Node, target string, open func() (io.Re
 		return fmt.Errorf("write layer entry %q: unknown file type %#o", p, n.Mode&tree.ModeType)
 	}
 	return w.header(h)
+}
+
+// opaque writes what hides a directory's content in lower layers, if n is opaque.
+func (w *TarWriter) opaque(p string, n tree.Node) error {
+	if !n.IsOpaque() {
+		return nil
+	}
+	return w.marker(path.Join(p, whiteoutOpaque))
+}
+
+// setXattrs puts extended attributes into a header, as "SCHILY.xattr." records
+// where PAX can, else as libarchive's. Overlayfs' own are not part of a layer.
+func setXattrs(h *tar.Header, xattrs map[string]string) error {
+	for k, v := range xattrs {
+		if strings.HasPrefix(k, xattrPrivate) {
+			continue
+		}
+		if err := checkXattr(k, v); err != nil {
+			return err
+		}
+		rec := paxSchily + k
+		if strings.Contains(k, "=") { // ends the key of a PAX record
+			rec, v = paxLibarchive+url.PathEscape(k), base64.RawStdEncoding.EncodeToString([]byte(v))
+			rec = strings.ReplaceAll(rec, "=", "%3D")
+		}
+		if h.PAXRecords == nil {
+			h.PAXRecords = map[string]string{}
+		}
+		h.PAXRecords[rec] = v
+	}
+	return nil
+}
+
+// checkPath refuses a name that would not come back as itself from a tar.
+func checkPath(p string) error {
+	if tree.Clean(p) != p || len(p) > maxPath {
+		return fmt.Errorf("path of %d bytes is not possible", len(p))
+	}
+	for c := range strings.SplitSeq(p, "/") {
+		if err := checkComponent(c); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (w *TarWriter) marker(name string) error {
