@@ -66,7 +66,7 @@ func readLayer(r io.Reader) (*memtree.Tree, []string, error) {
 		case tar.TypeChar:
 			f.Mode |= tree.ModeChar
 		case tar.TypeLink:
-			if files[h.Linkname].Mode&tree.ModeType != tree.ModeRegular {
+			if l, ok := files[h.Linkname]; !ok || l.Mode&tree.ModeType == tree.ModeDir {
 				return nil, nil, fmt.Errorf("hard link %q to %q, which is no file before it", h.Name, h.Linkname)
 			}
 			f = memtree.File{HardLink: h.Linkname}

@@ -7,7 +7,6 @@ import (
 	"io"
 	"io/fs"
 	"maps"
-	"os"
 	"path"
 	"slices"
 	"strings"
@@ -69,20 +68,27 @@ type inode struct {
 type content struct {
 	src  tree.Tree // with path; or
 	path string
-	data []byte // if src is nil
-	kept bool   // it is that of the base's file of the same path
+	kept bool // it is that of the base's file of the same path
+
+	spool    *spool // with at and size; or
+	at, size int64
+
+	data []byte
 }
 
 func (c content) open() (io.ReadCloser, error) {
-	if c.src != nil {
+	switch {
+	case c.src != nil:
 		return c.src.Open(c.path)
+	case c.spool != nil:
+		return c.spool.open(c.at, c.size)
 	}
 	return io.NopCloser(bytes.NewReader(c.data)), nil
 }
 
 // digest is ContentDigester's.
 func (c content) digest() (digest.Digest, error) {
-	if c.src == nil {
+	if c.src == nil && c.spool == nil {
 		return digest.FromBytes(c.data), nil
 	}
 	if d, ok := c.src.(ContentDigester); ok {
@@ -102,7 +108,7 @@ func New(base tree.Tree, opt Options) *Changes {
 	if opt.Now.IsZero() {
 		opt.Now = time.Now()
 	}
-	c := &Changes{base: base, opt: opt, spool: &spool{}}
+	c := &Changes{base: base, opt: opt, spool: &spool{users: 1}}
 	if b, ok := base.(*Changes); ok {
 		c.inodes = b.inodes
 	}
@@ -110,9 +116,10 @@ func New(base tree.Tree, opt Options) *Changes {
 }
 
 // Clone returns a copy that can be changed on its own: an action's result can
-// be the input of two others. Both share the scratch file; closing either closes it.
+// be the input of two others. Both are to be closed.
 func (c *Changes) Clone() *Changes {
 	n := *c
+	n.spool.share()
 	seen := map[*inode]*inode{}
 	if c.root != nil {
 		n.root = c.root.clone(seen)
@@ -137,8 +144,9 @@ func (i *inode) clone(seen map[*inode]*inode) *inode {
 	return &n
 }
 
-// Close frees the scratch file. What came from archives cannot be read afterwards.
-func (c *Changes) Close() error { return c.spool.close() }
+// Close frees the scratch file; to be called once. What came from archives cannot
+// be read afterwards.
+func (c *Changes) Close() error { return c.spool.release() }
 
 func pathError(op, p string, err error) error {
 	return &fs.PathError{Op: op, Path: path.Clean("/" + p), Err: err}
@@ -530,18 +538,4 @@ func copiedXattrs(x map[string]string) map[string]string {
 		out[k] = v
 	}
 	return out
-}
-
-// spool is the scratch file for the content of archives.
-type spool struct {
-	f *os.File
-}
-
-func (s *spool) close() error {
-	if s.f == nil {
-		return nil
-	}
-	err := s.f.Close()
-	s.f = nil
-	return err
 }

@@ -34,7 +34,10 @@ func (c *Changes) Copy(ctx context.Context, src tree.Tree, a CopyAction) error {
 		src = rootfs.New()
 	}
 	if src == tree.Tree(c) {
-		src = c.Clone()
+		before := c.Clone()
+		// Its scratch file is c's, which stays.
+		defer before.Close()
+		src = before
 	}
 	own, err := resolveOwner(a.Owner)
 	if err != nil {

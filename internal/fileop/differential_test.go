@@ -28,7 +28,7 @@ import (
 )
 
 // differentialRuns is for a longer run by hand.
-var differentialRuns = flag.Int("differential", 1500, "random copies to compare with fsutil's")
+var differentialRuns = flag.Int("differential", 800, "random copies to compare with fsutil's")
 
 // TestCopyAsFsutil copies random trees with random options with fsutil, as BuildKit
 // does, on a real file system, and with Changes; the results must be the same.
