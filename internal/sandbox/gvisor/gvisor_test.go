@@ -13,6 +13,9 @@ func TestMain(m *testing.M) {
 	if code, ok := gvisor.Main(os.Args); ok {
 		os.Exit(code)
 	}
+	if code, ok := sandboxtest.GuestMain(os.Args); ok {
+		os.Exit(code)
+	}
 	os.Exit(m.Run())
 }
 

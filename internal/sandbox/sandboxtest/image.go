@@ -6,8 +6,6 @@ import (
 	"context"
 	"io"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -127,28 +125,4 @@ func base(t testing.TB) []entry {
 		es = append(es, symlink("bin/"+a, "busybox"))
 	}
 	return es
-}
-
-// guestTool compiles the helper that does what busybox cannot: it is the
-// package below ./guesttool, for the guest.
-func guestTool(t testing.TB) []byte {
-	t.Helper()
-	if p := os.Getenv("KILN_TEST_GUESTTOOL"); p != "" { // a machine without a Go toolchain
-		b, err := os.ReadFile(p)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return b
-	}
-	out := filepath.Join(t.TempDir(), "guesttool")
-	cmd := exec.Command("go", "build", "-o", out, "github.com/kiln-build/kiln/internal/sandbox/sandboxtest/guesttool")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if msg, err := cmd.CombinedOutput(); err != nil {
-		t.Skipf("cannot compile the guest's helper (%v), set KILN_TEST_GUESTTOOL to it: %s", err, msg)
-	}
-	b, err := os.ReadFile(out)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return b
 }
