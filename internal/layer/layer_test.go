@@ -56,7 +56,7 @@ func mktar(t testing.TB, es ...ent) []byte {
 	for _, e := range es {
 		h := e.Header
 		h.Size = int64(len(e.body))
-		if h.ModTime.IsZero() {
+		if h.ModTime.IsZero() && h.Typeflag != tar.TypeXGlobalHeader {
 			h.ModTime = time.Unix(1700000000, 0)
 		}
 		if err := w.WriteHeader(&h); err != nil {
