@@ -19,8 +19,10 @@ import (
 	"sync"
 
 	"github.com/moby/patternmatcher"
+	"github.com/opencontainers/go-digest"
 	"github.com/tonistiigi/fsutil"
 
+	"github.com/kiln-build/kiln/internal/source/content"
 	"github.com/kiln-build/kiln/internal/tree"
 )
 
@@ -165,6 +167,14 @@ func (f *filtered) Open(p string) (io.ReadCloser, error) {
 		return nil, err
 	}
 	return f.under.Open(p)
+}
+
+// ContentDigest implements content.Digester, as the tree below does it.
+func (f *filtered) ContentDigest(p string) (digest.Digest, error) {
+	if _, err := f.Lstat(p); err != nil {
+		return "", err
+	}
+	return content.Digest(f.under, p)
 }
 
 // visible reports whether an existing path, in a directory that is not pruned,

@@ -18,9 +18,11 @@ import (
 	"testing"
 
 	"github.com/moby/patternmatcher/ignorefile"
+	"github.com/opencontainers/go-digest"
 	"github.com/tonistiigi/fsutil"
 	"github.com/tonistiigi/fsutil/types"
 
+	"github.com/kiln-build/kiln/internal/source/content"
 	"github.com/kiln-build/kiln/internal/source/filter"
 	"github.com/kiln-build/kiln/internal/source/local"
 	"github.com/kiln-build/kiln/internal/tree"
@@ -433,6 +435,15 @@ func TestContentAndLinks(t *testing.T) {
 	b, err := io.ReadAll(r)
 	if err := errors.Join(err, r.Close()); err != nil || !bytes.Equal(b, []byte("d/a")) {
 		t.Errorf("content %q, %v", b, err)
+	}
+	for _, under := range []tree.Tree{openLocal(t, mk(t, "d/a", "d/b")), struct{ tree.Tree }{openLocal(t, mk(t, "d/a", "d/b"))}} {
+		f := filter.Filter(under, nil, []string{"d/b"}, nil)
+		if d, err := content.Digest(f, "d/a"); err != nil || d != digest.FromString("d/a") {
+			t.Errorf("digest %s, %v", d, err)
+		}
+		if _, err := content.Digest(f, "d/b"); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("digest of a file that is left out: %v", err)
+		}
 	}
 	if s, err := f.Readlink("l"); s != "d/a" || err != nil {
 		t.Errorf("Readlink(l) = %q, %v", s, err)
