@@ -194,6 +194,9 @@ func (w *BlobWriter) Write(p []byte) (int, error) {
 // Size is the number of bytes written so far.
 func (w *BlobWriter) Size() int64 { return w.size }
 
+// Digest is that of what was written so far.
+func (w *BlobWriter) Digest() digest.Digest { return digest.NewDigest(digest.SHA256, w.h) }
+
 // Commit makes the blob visible under its digest, at once and as a whole. If
 // want is not empty, it must be that digest: if it is not, the error is
 // ErrMismatch and nothing becomes visible.
@@ -230,7 +233,7 @@ func (w *BlobWriter) digest(want digest.Digest) (digest.Digest, error) {
 		}
 	}
 	if want == "" || want.Algorithm() == digest.SHA256 {
-		return digest.NewDigest(digest.SHA256, w.h), nil
+		return w.Digest(), nil
 	}
 	// Rare enough to read it again.
 	return want.Algorithm().FromReader(io.NewSectionReader(w.f, 0, w.size))
