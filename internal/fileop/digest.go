@@ -123,21 +123,21 @@ func digestContents(ctx context.Context, root *inode) (map[*inode]digest.Digest,
 		}
 	}
 	sums := make([]digest.Digest, len(todo))
-	g, ctx := errgroup.WithContext(ctx)
+	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(max(2, runtime.GOMAXPROCS(0)))
 	for k, i := range todo {
-		if ctx.Err() != nil {
+		if gctx.Err() != nil {
 			break
 		}
 		g.Go(func() (err error) {
-			sums[k], err = i.contentDigest(ctx)
+			sums[k], err = i.contentDigest(gctx)
 			return err
 		})
 	}
 	if err := g.Wait(); err != nil {
 		return nil, err
 	}
-	if err := ctx.Err(); err != nil {
+	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)
 	}
 	for k, i := range todo {
