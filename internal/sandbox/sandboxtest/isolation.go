@@ -123,7 +123,7 @@ func testNetworkNone(t *testing.T, h *harness) {
 	defer l.Close()
 	s := h.start(t, func(c *sandbox.Config) { c.Network = false }, h.base, h.tools)
 	o := sh(t, s, "guesttool dial "+l.Addr().String()+" 2>&1 && echo reached the host; ip -o link | wc -l; ip -o link | grep -c ': lo'; "+
-		"nc -l -p 5000 -s 127.0.0.1 > /got & sleep 0.3; echo hi | nc -w 2 127.0.0.1 5000; wait; cat /got")
+		"nc -l -p 5000 > /got & sleep 0.3; echo hi | nc -w 2 127.0.0.1 5000; wait; cat /got")
 	if strings.Contains(o.out, "reached the host") || !strings.HasSuffix(o.out, "1\n1\nhi\n") {
 		t.Errorf("output:\n%s", o.out)
 	}

@@ -18,7 +18,8 @@ func Run(t *testing.T, newSandbox func() sandbox.Sandbox, opts Options) {
 		name string
 		test func(*testing.T, *harness)
 	}{
-		{"Root", testRoot},
+		{"Debug", testDebug},
+{"Root", testRoot},
 		{"User", testUser},
 		{"Setuid", testSetuid},
 		{"FileCapabilities", testFileCapabilities},

@@ -155,7 +155,7 @@ func (w *writer) node(p *vfs.PathOperation) (tree.Node, error) {
 	}
 	n := tree.Node{
 		Mode: uint32(st.Mode), UID: st.UID, GID: st.GID, Size: int64(st.Size),
-		MTime: time.Unix(st.Mtime.Sec, int64(st.Mtime.Nsec)),
+		MTime: modTime(st.Mtime),
 		Major: st.RdevMajor, Minor: st.RdevMinor, Inode: st.Ino, Nlink: st.Nlink,
 	}
 	if n.IsWhiteout() {
@@ -163,6 +163,12 @@ func (w *writer) node(p *vfs.PathOperation) (tree.Node, error) {
 	}
 	n.Xattr, err = w.g.xattrs(p)
 	return n, err
+}
+
+// modTime converts a time of gVisor's, whose nanoseconds are negative in
+// disguise before 1970. In UTC, for a local time would need /etc/localtime.
+func modTime(t linux.StatxTimestamp) time.Time {
+	return time.Unix(t.Sec, int64(int32(t.Nsec))).UTC()
 }
 
 func (w *writer) open(p *vfs.PathOperation) (io.ReadCloser, error) {

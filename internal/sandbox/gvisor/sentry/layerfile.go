@@ -10,6 +10,7 @@ import (
 	"gvisor.dev/gvisor/pkg/context"
 	"gvisor.dev/gvisor/pkg/errors/linuxerr"
 	"gvisor.dev/gvisor/pkg/sentry/fsimpl/erofs"
+	"gvisor.dev/gvisor/pkg/sentry/kernel/auth"
 	"gvisor.dev/gvisor/pkg/sentry/vfs"
 
 	"github.com/kiln-build/kiln/internal/layer"
@@ -42,7 +43,9 @@ func (g *guest) mountLayer(fd int) (*vfs.Mount, error) {
 	l.vfsfs.Init(g.vfs, m.Filesystem().FilesystemType(), l)
 	// The new mount has references of its own; those of m keep the EROFS
 	// alive, as long as this process.
-	return g.vfs.NewDisconnectedMount(&l.vfsfs, m.Root(), &vfs.MountOptions{ReadOnly: true}), nil
+	// It is not a read-only mount, for that would forbid writing to a device;
+	// files and directories the EROFS keeps from changing.
+	return g.vfs.NewDisconnectedMount(&l.vfsfs, m.Root(), &vfs.MountOptions{}), nil
 }
 
 func readTable(fd int) (*layerFS, error) {
@@ -135,7 +138,8 @@ func (l *layerFS) OpenAt(ctx context.Context, rp *vfs.ResolvingPath, opts vfs.Op
 	if !ok {
 		return l.FilesystemImpl.OpenAt(ctx, rp, opts)
 	}
-	if err := l.AccessAt(ctx, rp, rp.Credentials(), vfs.AccessTypesForOpenFlags(&opts)); err != nil {
+	// EROFS' own check refuses every write.
+	if err := vfs.GenericCheckPermissions(rp.Credentials(), vfs.AccessTypesForOpenFlags(&opts), linux.FileMode(st.Mode), nil, auth.KUID(st.UID), auth.KGID(st.GID)); err != nil {
 		return nil, err
 	}
 	kind := vfs.CharDevice

@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"runtime/debug"
+	"time"
 
 	"golang.org/x/sys/unix"
 	"gvisor.dev/gvisor/pkg/log"
@@ -74,6 +75,9 @@ func serve(g *guest, conn *wire.Conn) int {
 
 // setLog sends gVisor's log to stderr, which the builder keeps the end of.
 func setLog(verbose bool) {
+	// Now, and not with the first line of the log: Go opens /etc/localtime when
+	// it is first asked for a local time, and the seccomp filter kills for that.
+	_, _ = time.Now().Zone()
 	log.SetTarget(log.GoogleEmitter{Writer: &log.Writer{Next: blockingFD(2)}})
 	log.SetLevel(log.Warning)
 	if verbose {
