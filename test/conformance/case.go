@@ -10,6 +10,7 @@ import (
 	"embed"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -50,8 +51,8 @@ var casesFS embed.FS
 //	differs: PATTERN a difference that docs/compatibility.md explains, as path.Match over its place
 //
 // A file setup.sh in it is run in the context by an ordinary user, to make what
-// txtar cannot hold, and then removed. Everything it does not touch is of the
-// time 1700000000.
+// txtar cannot hold, and then removed. Everything it does not touch is of one
+// time, which is long past.
 type Case struct {
 	Name     string
 	File     string
@@ -152,8 +153,11 @@ func (c *Case) key(salt string) string {
 // An ordinary user, who makes and owns contexts when the tests run as root.
 const nobody = 65532
 
-// epoch is the time of a context's files.
-func epoch() time.Time { return time.Unix(1700000000, 0) }
+// epoch is the time of a context's files. It is another for every case:
+// BuildKit takes files of one name, size and time for the same, whatever context they come from.
+func (c *Case) epoch() time.Time {
+	return time.Unix(1700000000+int64(crc32.ChecksumIEEE([]byte(c.Name))%10_000_000), 0)
+}
 
 // Write makes the case's context in dir, which must not exist.
 func (c *Case) Write(dir string) error {
@@ -184,7 +188,7 @@ func (c *Case) Write(dir string) error {
 		if err != nil || fi.ModTime().Before(start) || fi.Mode()&fs.ModeSymlink != 0 {
 			return err
 		}
-		return os.Chtimes(p, epoch(), epoch())
+		return os.Chtimes(p, c.epoch(), c.epoch())
 	})
 }
 

@@ -130,7 +130,7 @@ func newBed(ctx context.Context, t *testing.T) *bed {
 	if err := set.Ensure(ctx); err != nil && !errors.Is(err, baseimages.ErrMissing) {
 		t.Fatal(err)
 	}
-	salt := "2/" + refbuild.Version
+	salt := "3/" + refbuild.Version
 	for _, n := range []string{"library/debian:bookworm", "library/busybox:latest"} {
 		img, err := set.Image(n)
 		if err != nil {
