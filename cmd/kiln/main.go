@@ -8,9 +8,14 @@ import (
 	"syscall"
 
 	"github.com/kiln-build/kiln/internal/cli"
+	"github.com/kiln-build/kiln/internal/sandbox/gvisor"
 )
 
 func main() {
+	// The sandbox is this very program, run again.
+	if code, ok := gvisor.Main(os.Args); ok {
+		os.Exit(code)
+	}
 	// The first signal asks everything to stop; a second one kills.
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop)
