@@ -30,15 +30,15 @@ func owner(uid, gid int) func(*ent) { return func(e *ent) { e.Uid, e.Gid = uid, 
 
 func typed(c byte) func(*ent) { return func(e *ent) { e.Typeflag = c } }
 
-// What Convert makes of a tar: the tree, root first, one line a path.
-func TestConvert(t *testing.T) {
-	long := strings.Repeat("n", 255)
-	deep := strings.Repeat("d/", 200)
-	for _, tt := range []struct {
-		name string
-		in   []ent
-		want string
-	}{
+// convertCase is a tar, and what Convert makes of it: root first, one line a path.
+type convertCase struct {
+	name string
+	in   []ent
+	want string
+}
+
+func TestConvertFiles(t *testing.T) {
+	testConvert(t, []convertCase{
 		{"nothing", nil, `./ 755`},
 		{"files", []ent{dir("a/", 0o1777), reg("a/b", "x"), reg("a/c", ""), symlink("l", "../../etc")}, `
 			./ 755
@@ -75,6 +75,11 @@ func TestConvert(t *testing.T) {
 			./ 755
 			d "file"
 			e/ 711`},
+	})
+}
+
+func TestConvertWhiteoutsAndLinks(t *testing.T) {
+	testConvert(t, []convertCase{
 		{"whiteouts", []ent{reg("d/.wh.gone", ""), reg(".wh.top", "content is not looked at"), dir("d/.wh.dir/", 0o755)}, `
 			./ 755
 			d/ 755 kiln.implied="y"
@@ -139,6 +144,13 @@ func TestConvert(t *testing.T) {
 			./ 755
 			a "1" =a
 			b "1" =a`},
+	})
+}
+
+func TestConvertNames(t *testing.T) {
+	long := strings.Repeat("n", 255)
+	deep := strings.Repeat("d/", 200)
+	testConvert(t, []convertCase{
 		{"symbolic links on the way", []ent{dir("usr/lib/", 0o755), symlink("lib", "usr/lib"), reg("lib/x", "1"), symlink("abs", "/usr"), reg("abs/lib/y", "2"), symlink("out", "../../.."), reg("out/z", "3"), symlink("usr/up", ".."), reg("usr/up/w", "4"), reg("lib/.wh.gone", ""), hardlink("hl", "lib/x")}, `
 			./ 755
 			abs -> /usr
@@ -193,7 +205,12 @@ func TestConvert(t *testing.T) {
 		{"contiguous file", []ent{reg("a", "1").with(typed(tar.TypeCont))}, `
 			./ 755
 			a "1"`},
-	} {
+	})
+}
+
+func testConvert(t *testing.T, cases []convertCase) {
+	t.Helper()
+	for _, tt := range cases {
 		t.Run(tt.name, func(t *testing.T) {
 			got := brief(t, open(t, convert(t, mktar(t, tt.in...))))
 			var want []string

@@ -44,3 +44,18 @@ func gnuTar(t *testing.T, options string) []byte {
 	}
 	return out
 }
+
+// cpu reports the processor time of a benchmark's turns: on a busy machine the
+// only figure that means something.
+func cpu(b *testing.B) {
+	b.Helper()
+	at := func() int64 {
+		var u syscall.Rusage
+		if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+			b.Fatal(err)
+		}
+		return u.Utime.Nano() + u.Stime.Nano()
+	}
+	start := at()
+	b.Cleanup(func() { b.ReportMetric(float64(at()-start)/float64(b.N)/1e6, "cpu-ms/op") })
+}

@@ -288,6 +288,9 @@ func randomTree(rnd *rand.Rand, n, maxBody int) *memTree {
 		x := &memNode{Node: tree.Node{Mode: rnd.Uint32() & 0o7777, Inode: uint64(i + 1), Nlink: 1}}
 		x.UID, x.GID = uint32(rnd.IntN(3)), rnd.Uint32()>>rnd.IntN(32)
 		x.MTime = time.Unix(rnd.Int64N(4e9)-2e9, []int64{0, 1, 999999999, 120000000}[rnd.IntN(4)])
+		if rnd.IntN(20) == 0 {
+			x.MTime = time.Unix([]int64{1 << 33, 1<<33 - 1, 253402300800, -62135596801, 1 << 50}[rnd.IntN(5)], 1)
+		}
 		for range max(0, rnd.IntN(6)-3) {
 			if x.Xattr == nil {
 				x.Xattr = map[string]string{}
@@ -313,7 +316,7 @@ func randomTree(rnd *rand.Rand, n, maxBody int) *memTree {
 			x.Mode |= tree.ModeFIFO
 		case 4:
 			x.Mode |= []uint32{tree.ModeChar, tree.ModeBlock}[rnd.IntN(2)]
-			x.Major, x.Minor = 1+rnd.Uint32()&0x7ff, rnd.Uint32()&0xfffff
+			x.Major, x.Minor = 1+rnd.Uint32N(maxMajor), rnd.Uint32N(maxMinor+1)
 		case 5:
 			x.Node = tree.Node{Mode: tree.ModeChar}
 		case 6:
