@@ -177,7 +177,7 @@ func (c *Changes) find(p string) (i *inode, inBase bool) {
 
 // Lstat implements tree.Tree.
 func (c *Changes) Lstat(p string) (tree.Node, error) {
-	if !fs.ValidPath(p) {
+	if tree.Clean(p) != p {
 		return tree.Node{}, &fs.PathError{Op: "lstat", Path: p, Err: fs.ErrInvalid}
 	}
 	i, inBase := c.find(p)

@@ -79,6 +79,11 @@ func differential(t *testing.T, seed uint64) (succeeded bool, err error) {
 			// "file/." to "/" would replace the root itself.
 			a.AlwaysReplaceExistingDestPaths = false
 		}
+		if strings.HasSuffix(a.Dest, "/.") && anyLink(srcFiles, baseFiles) {
+			// continuity's RootPath takes a link to a link before "/." for a
+			// directory; ours follows it.
+			a.Dest = strings.TrimSuffix(a.Dest, ".")
+		}
 		desc := fmt.Sprintf("%+v (%s)\nsource:\n%s\ndest:\n%s", a, optional(a), list(srcFiles), list(baseFiles))
 		want := fsutilCopy(srcDir, dstDir, a)
 		got := c.Copy(context.Background(), src, a)
@@ -101,6 +106,17 @@ func differential(t *testing.T, seed uint64) (succeeded bool, err error) {
 		}
 	}
 	return succeeded, throughTar(c, base)
+}
+
+func anyLink(trees ...map[string]memtree.File) bool {
+	for _, files := range trees {
+		for _, f := range files {
+			if f.Link != "" {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 func optional(a CopyAction) string {

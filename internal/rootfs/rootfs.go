@@ -71,7 +71,7 @@ type found struct {
 
 // find looks p up, from its nearest ancestor that is in the cache.
 func (f *FS) find(op, p string) (found, error) {
-	if !fs.ValidPath(p) {
+	if tree.Clean(p) != p {
 		return found{}, &fs.PathError{Op: op, Path: p, Err: fs.ErrInvalid}
 	}
 	if p == "." {
@@ -199,7 +199,8 @@ func inode(ino uint64, layer int32) uint64 {
 	return (x^x>>31)&(1<<63-1) | 1<<62
 }
 
-// Lstat implements tree.Tree. It lists no directory.
+// Lstat implements tree.Tree. It lists no directory. Names need not be UTF-8, here as
+// everywhere in this package: files of images are bytes.
 func (f *FS) Lstat(p string) (tree.Node, error) {
 	e, err := f.find("lstat", p)
 	return e.node, err

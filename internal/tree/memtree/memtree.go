@@ -159,7 +159,7 @@ func newEntry(p string, f File, ino uint64) *entry {
 }
 
 func (t *Tree) get(op, p string) (*entry, error) {
-	if !fs.ValidPath(p) {
+	if tree.Clean(p) != p {
 		return nil, &fs.PathError{Op: op, Path: p, Err: fs.ErrInvalid}
 	}
 	e := t.files[p]
