@@ -32,25 +32,26 @@ func (l *sentryLog) Write(b []byte) (int, error) {
 		l.buf = append(l.buf, b[:min(len(b), logSize-min(len(l.buf), logSize))]...)
 		return len(b), nil
 	}
-	before := max(0, len(l.buf)-16) // a mark may be torn in two
+	seen := max(0, len(l.buf)-16) // a mark may be torn in two
 	l.buf = append(l.buf, b...)
-	if i := crashStart(l.buf[before:]); i >= 0 {
+	if i := crashStart(l.buf, seen); i >= 0 {
 		l.crashed = true
-		l.buf = l.buf[before+i:]
+		l.buf = l.buf[i:]
 	} else if extra := len(l.buf) - logSize; extra > logSize {
 		l.buf = append(l.buf[:0], l.buf[extra:]...)
 	}
 	return len(b), nil
 }
 
-// crashStart is where the Go runtime's report of a crash begins, -1 if there is none.
-func crashStart(b []byte) int {
+// crashStart is where the Go runtime's report of a crash begins in b, at or
+// after seen; -1 if there is none.
+func crashStart(b []byte, seen int) int {
 	for _, mark := range []string{"panic: ", "fatal error: ", "SIG"} {
-		if i := bytes.Index(b, []byte("\n"+mark)); i >= 0 {
-			return i + 1
-		}
-		if bytes.HasPrefix(b, []byte(mark)) {
+		if seen == 0 && bytes.HasPrefix(b, []byte(mark)) {
 			return 0
+		}
+		if i := bytes.Index(b[seen:], []byte("\n"+mark)); i >= 0 {
+			return seen + i + 1
 		}
 	}
 	return -1
