@@ -28,7 +28,7 @@ type session struct {
 	upper      *os.File // for the free space of its file system; may be nil
 	log        *sentryLog
 	shim       *os.Process
-	oomBefore  uint64
+	oomBefore  uint64 // kills of the control group when the last process began
 	oomCounted bool
 
 	done   chan struct{} // closed when the shim, and so everything else, is gone
@@ -72,6 +72,7 @@ func (s *session) Run(ctx context.Context, p sandbox.Process, output, changes io
 		return err
 	}
 	stop := context.AfterFunc(ctx, func() { s.end(context.Cause(ctx)) })
+	s.oomBefore, s.oomCounted = oomKills()
 	r, err := s.step(p, output, changes)
 	if !stop() && err == nil {
 		err = context.Cause(ctx) // too late: the session is ending already
@@ -90,10 +91,17 @@ func (s *session) Run(ctx context.Context, p sandbox.Process, output, changes io
 	s.mu.Lock()
 	s.finished = true
 	s.mu.Unlock()
-	return &sandbox.ExitError{
+	e := &sandbox.ExitError{
 		Code: r.Code, Signal: syscall.Signal(r.Signal), NotFound: r.NotFound,
 		DiskFull: r.DiskFull || s.diskFull(), Detail: r.Detail,
 	}
+	if r.Code == 128+int(syscall.SIGKILL) && s.oomCounted {
+		// The kernel may kill a single process of the guest's, by its stub.
+		if after, ok := oomKills(); ok && after > s.oomBefore {
+			e.OutOfMemory, e.Detail = true, oomDetail(s.oomBefore, true)
+		}
+	}
+	return e
 }
 
 func (s *session) usable(ctx context.Context) error {

@@ -56,8 +56,9 @@ func (s *Sandbox) start(ctx context.Context, platform string, c sandbox.Config, 
 		control: control, conn: wire.NewConn(control), upper: dup(upper),
 		log: &sentryLog{also: s.opts.DebugLog}, done: make(chan struct{}),
 	}
-	sess.oomBefore, sess.oomCounted = oomKills()
-	if err := sess.spawn(s.opts.Executable, files); err != nil {
+	err = sess.spawn(s.opts.Executable, files)
+	theirs.Close() // or the end of the child would not be the end of the stream
+	if err != nil {
 		control.Close()
 		return nil, fmt.Errorf("start sandbox: %w", err)
 	}

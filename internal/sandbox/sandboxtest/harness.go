@@ -195,3 +195,13 @@ func (o outcome) wantOut(t testing.TB, want string) {
 		t.Errorf("output is\n%q\nwant\n%q", o.out, want)
 	}
 }
+
+// BaseLayer makes a layer file with a shell and the usual tools in it, for
+// tests of one implementation's own.
+func BaseLayer(t testing.TB) string { return image(t, base(t)...) }
+
+// ToolLayer makes a layer file that has the test binary as a guest's tool; see GuestMain.
+func ToolLayer(t testing.TB) string { return image(t, program("usr/bin/"+guestName, guestTool(t))) }
+
+// Shell is a process that runs a script as root.
+func Shell(script string) sandbox.Process { return shell(script) }

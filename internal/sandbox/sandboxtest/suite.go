@@ -18,8 +18,7 @@ func Run(t *testing.T, newSandbox func() sandbox.Sandbox, opts Options) {
 		name string
 		test func(*testing.T, *harness)
 	}{
-		{"Debug", testDebug},
-{"Root", testRoot},
+		{"Root", testRoot},
 		{"User", testUser},
 		{"Setuid", testSetuid},
 		{"FileCapabilities", testFileCapabilities},

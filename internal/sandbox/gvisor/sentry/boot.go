@@ -71,6 +71,7 @@ func boot(c *wire.Config) (*guest, error) {
 	if err != nil {
 		return nil, &platformError{err}
 	}
+	volunteer()
 	f := buildFilter(p, c.Network) // in the background, it takes as long as all the rest
 	g := &guest{config: c, kernel: &kernel.Kernel{Platform: p, AllowSUID: true}}
 	if err := g.initKernel(); err != nil {

@@ -22,9 +22,14 @@ const gcPercent = 40
 
 func tuneMemory() {
 	debug.SetGCPercent(gcPercent)
-	// Should memory run out, the kernel is to choose this process, whose loss
-	// fails a step, and not the builder. Raising one's own score is always allowed.
-	_ = os.WriteFile("/proc/self/oom_score_adj", []byte("800"), 0)
+}
+
+// volunteer has the kernel choose this process should memory run out: its loss
+// fails a step, the builder's all. Raising one's own score is always allowed.
+// Stubs inherit the score of the first one: called after the platform made
+// that, they are not chosen, for gVisor would wait for ever for one that is gone.
+func volunteer() {
+	_ = os.WriteFile("/proc/self/oom_score_adj", []byte("1000"), 0)
 }
 
 // memoryFiles makes the files that the guest's memory and the upper layer's
