@@ -46,6 +46,10 @@ const (
 //
 // If Convert fails, what is in f is no layer file. Going beyond a limit is a *LimitError.
 func Convert(ctx context.Context, r io.Reader, f *os.File, lim Limits) (Info, error) {
+	return convertTar(ctx, r, f, lim, false)
+}
+
+func convertTar(ctx context.Context, r io.Reader, f *os.File, lim Limits, plain bool) (Info, error) {
 	lim = lim.withDefaults()
 	if err := f.Truncate(0); err != nil {
 		return Info{}, fmt.Errorf("write layer file: %w", err)
@@ -56,6 +60,7 @@ func Convert(ctx context.Context, r io.Reader, f *os.File, lim Limits) (Info, er
 		src:  &source{ctx: ctx, r: r, sum: sha256.New(), max: lim.MaxBytes},
 		left: lim.MaxBytes,
 	}
+	c.b.plain = plain
 	if err := c.w.append(make([]byte, blockSize)); err != nil { // block 0: the superblock
 		return Info{}, err
 	}
@@ -131,7 +136,7 @@ func (c *converter) entry(h *tar.Header, content io.Reader) error {
 	if h.Typeflag == tar.TypeXGlobalHeader {
 		return nil
 	}
-	dirName, base, kind, err := parseName(h.Name)
+	dirName, base, kind, err := c.b.parseName(h.Name)
 	if err != nil || kind == kindIgnored {
 		return err
 	}

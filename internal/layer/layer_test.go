@@ -272,7 +272,8 @@ func randomName(rnd *rand.Rand) string {
 	}
 }
 
-func randomTree(rnd *rand.Rand, n int) *memTree {
+// randomTree has about n paths of every kind, with files of up to maxBody bytes.
+func randomTree(rnd *rand.Rand, n, maxBody int) *memTree {
 	m := &memTree{nodes: map[string]*memNode{".": {Node: tree.Node{Mode: tree.ModeDir | 0o755, MTime: time.Unix(0, 0)}}}}
 	if rnd.IntN(4) == 0 {
 		m.nodes["."].Xattr = map[string]string{tree.XattrOpaque: "y"}
@@ -324,7 +325,7 @@ func randomTree(rnd *rand.Rand, n int) *memTree {
 			fallthrough
 		default:
 			x.Mode |= tree.ModeRegular
-			b := make([]byte, []int{0, 1, 4095, 4096, 4097, 300000, 100}[rnd.IntN(7)])
+			b := make([]byte, min(maxBody, []int{0, 1, 4095, 4096, 4097, 300000, 100}[rnd.IntN(7)]))
 			if rnd.IntN(3) > 0 {
 				for j := range b {
 					b[j] = byte(rnd.Uint32())
@@ -343,7 +344,7 @@ func randomTree(rnd *rand.Rand, n int) *memTree {
 func TestCanonicalTarComesBack(t *testing.T) {
 	for seed := range uint64(60) {
 		rnd := rand.New(rand.NewPCG(seed, 7))
-		b := randomTree(rnd, 1+rnd.IntN(300)).tar(t)
+		b := randomTree(rnd, 1+rnd.IntN(300), 300_000).tar(t)
 		r := open(t, convert(t, b))
 		var got bytes.Buffer
 		if err := r.WriteTar(context.Background(), &got); err != nil {
