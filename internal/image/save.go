@@ -73,7 +73,7 @@ func gather(ctx context.Context, st *store.Store, images []ToSave, opt SaveOptio
 	var docker []map[string]any
 	for _, im := range images {
 		if err := s.image(ctx, im.Descriptor, opt.Fetcher, 0); err != nil {
-			return nil, fmt.Errorf("image %s: %w", name(im), err)
+			return nil, fmt.Errorf("image %s: %w", nameOf(im), err)
 		}
 		entries, err := indexEntries(im)
 		if err != nil {
@@ -83,7 +83,7 @@ func gather(ctx context.Context, st *store.Store, images []ToSave, opt SaveOptio
 		if opt.Docker {
 			d, err := dockerEntry(ctx, st, im, opt.Platform)
 			if err != nil {
-				return nil, fmt.Errorf("image %s: %w", name(im), err)
+				return nil, fmt.Errorf("image %s: %w", nameOf(im), err)
 			}
 			docker = append(docker, d)
 		}
@@ -105,7 +105,7 @@ func layoutBytes() []byte {
 	return []byte(`{"imageLayoutVersion":"` + ocispec.ImageLayoutVersion + `"}`)
 }
 
-func name(im ToSave) string {
+func nameOf(im ToSave) string {
 	if len(im.Refs) > 0 {
 		return fmt.Sprintf("%q", im.Refs[0])
 	}

@@ -85,7 +85,7 @@ func (u *unpacking) fromStore(ctx context.Context) error {
 		return err
 	}
 	defer r.Close()
-	w, err := u.convert(ctx, r)
+	w, err := u.convert(ctx, ctxReader{ctx, r})
 	if err != nil {
 		// Damage may look like anything, unless it is read to its end.
 		if derr := drain(ctx, r, err); errors.Is(derr, store.ErrCorrupt) {
@@ -115,7 +115,7 @@ func (u *unpacking) fetch(ctx context.Context, f Fetcher) error {
 	}
 	defer blob.Close()
 	// One byte more than there should be is enough to know.
-	in := io.TeeReader(io.LimitReader(r, u.l.Blob.Size+1), blob)
+	in := io.TeeReader(io.LimitReader(ctxReader{ctx, r}, u.l.Blob.Size+1), blob)
 	w, err := u.convert(ctx, in)
 	if lie := u.checkBlob(ctx, in, blob, err); lie != nil {
 		if w != nil {

@@ -272,15 +272,14 @@ func TestUnpackInterrupted(t *testing.T) {
 	endless := fetcherFunc(func(context.Context, Layer) (io.ReadCloser, error) {
 		return io.NopCloser(readerFunc(func(p []byte) (int, error) {
 			cancel(why)
-			return copy(p, "\x1f\x8b"), nil
+			return copy(p, "\x1f\x8b\x08"), nil
 		})), nil
 	})
-	if _, err := Unpack(ctx, st, l, endless, nil); err == nil {
-		t.Fatal("no error")
-	}
-	nothingIn(t, st)
-	if _, err := Unpack(ctx, st, l, endless, nil); !errors.Is(err, why) {
-		t.Errorf("with a cancelled context: %v", err)
+	for range 2 { // while it reads, and before
+		if _, err := Unpack(ctx, st, l, endless, nil); !errors.Is(err, why) {
+			t.Errorf("error is %v", err)
+		}
+		nothingIn(t, st)
 	}
 }
 
