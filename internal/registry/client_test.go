@@ -112,8 +112,8 @@ func opener(b []byte) func() (io.ReadCloser, error) {
 func (img *testImage) push(t *testing.T, p *registry.Pusher) digest.Digest {
 	t.Helper()
 	ctx := t.Context()
-	for i, l := range img.layers {
-		if _, err := p.Blob(ctx, img.doc.Layers[i], "", opener(l), nil); err != nil {
+	for i, desc := range img.doc.Layers {
+		if _, err := p.Blob(ctx, desc, "", opener(img.layers[i]), nil); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -271,4 +271,11 @@ func TestPushSendsNothingTwice(t *testing.T) {
 			t.Errorf("mount from %s: %+v, %v", from, got, err)
 		}
 	}
+}
+
+func contextWithCause(t *testing.T) (context.Context, context.CancelCauseFunc) {
+	t.Helper()
+	ctx, cancel := context.WithCancelCause(t.Context())
+	t.Cleanup(func() { cancel(nil) })
+	return ctx, cancel
 }

@@ -180,7 +180,6 @@ func (s *session) hint(err error) string {
 	var (
 		status    *statusError
 		plain     *plainHTTPError
-		record    tls.RecordHeaderError
 		authority x509.UnknownAuthorityError
 		cert      *tls.CertificateVerificationError
 		dns       *net.DNSError
@@ -188,7 +187,7 @@ func (s *session) hint(err error) string {
 	switch {
 	case errors.As(err, &plain):
 		return fmt.Sprintf("If %[1]s really has no TLS, and you trust the network, add --insecure-registry %[1]s.", plain.host)
-	case errors.As(err, &record), strings.Contains(err.Error(), "server gave HTTP response to HTTPS client"):
+	case isPlain(err):
 		return fmt.Sprintf("%[1]s does not speak TLS. If you trust the network, add --insecure-registry %[1]s.", host)
 	case errors.As(err, &authority), errors.As(err, &cert):
 		return fmt.Sprintf("Trust its certificate with SSL_CERT_FILE, or, if you trust the network, add --insecure-registry %s.", host)

@@ -100,11 +100,11 @@ func (b *blobReader) checkLength(resp *http.Response) (skip int64, err error) {
 	if resp.StatusCode == http.StatusPartialContent {
 		var end int64
 		if _, err := fmt.Sscanf(resp.Header.Get("Content-Range"), "bytes %d-%d/", &start, &end); err != nil || start != b.offset {
-			return 0, fmt.Errorf("asked for bytes from %d, the registry gave %q: %w", b.offset, clean(resp.Header.Get("Content-Range")), errLie)
+			return 0, permanent("asked for bytes from %d, the registry gave %q", b.offset, clean(resp.Header.Get("Content-Range")))
 		}
 	}
 	if size >= 0 && start+size != b.desc.Size {
-		return 0, fmt.Errorf("the blob has %d bytes, the manifest says %d: %w", start+size, b.desc.Size, errLie)
+		return 0, permanent("the blob has %d bytes, the manifest says %d", start+size, b.desc.Size)
 	}
 	return b.offset - start, nil
 }
@@ -117,7 +117,7 @@ func (b *blobReader) Read(p []byte) (int, error) {
 		}
 		n, err := b.body.Read(p)
 		if b.offset+int64(n) > b.desc.Size {
-			return 0, b.end(fmt.Errorf("the blob has more than the %d bytes that the manifest says: %w", b.desc.Size, errLie))
+			return 0, b.end(permanent("the blob has more than the %d bytes that the manifest says", b.desc.Size))
 		}
 		b.offset += int64(n)
 		b.hash.Write(p[:n])
@@ -142,7 +142,7 @@ func (b *blobReader) Read(p []byte) (int, error) {
 // finish is io.EOF if everything is as it should be.
 func (b *blobReader) finish() error {
 	if got := digest.NewDigest(b.desc.Digest.Algorithm(), b.hash); got != b.desc.Digest {
-		return fmt.Errorf("the blob has digest %s: %w", got, errLie)
+		return permanent("the blob has digest %s", got)
 	}
 	return io.EOF
 }

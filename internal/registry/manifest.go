@@ -3,8 +3,6 @@ package registry
 import (
 	"bytes"
 	"encoding/json"
-	"errors"
-	"fmt"
 	"mime"
 	"sort"
 
@@ -58,9 +56,9 @@ func parseDocument(raw []byte, contentType string) (*document, string, error) {
 	var d document
 	if err := json.Unmarshal(raw, &d); err != nil {
 		if looksLikeHTML(raw) {
-			return nil, "", fmt.Errorf("the answer is a web page, not a manifest: %w", errPermanent)
+			return nil, "", permanent("the answer is a web page, not a manifest")
 		}
-		return nil, "", fmt.Errorf("the manifest is not valid JSON: %w: %w", err, errPermanent)
+		return nil, "", permanent("the manifest is not valid JSON: %w", err)
 	}
 	if d.SchemaVersion == 1 || d.FSLayers != nil {
 		return nil, "", errSchema1
@@ -74,18 +72,18 @@ func parseDocument(raw []byte, contentType string) (*document, string, error) {
 	case mt == "":
 		mt = ocispec.MediaTypeImageManifest
 	case (isIndex(declared) || isManifest(declared)) && declared != mt:
-		return nil, "", fmt.Errorf("the manifest says it is %q, the registry %q: %w", clean(mt), declared, errPermanent)
+		return nil, "", permanent("the manifest says it is %q, the registry %q", clean(mt), declared)
 	}
 	switch {
 	case isIndex(mt) && (d.Layers != nil || d.Config.Digest != ""), isManifest(mt) && d.Manifests != nil:
-		return nil, "", fmt.Errorf("the manifest is an image and an index at once: %w", errPermanent)
+		return nil, "", permanent("the manifest is an image and an index at once")
 	case !isIndex(mt) && !isManifest(mt):
-		return nil, "", fmt.Errorf("the manifest is of type %q, which is not an image: %w", clean(mt), errPermanent)
+		return nil, "", permanent("the manifest is of type %q, which is not an image", clean(mt))
 	}
 	return &d, mt, d.check()
 }
 
-var errSchema1 = fmt.Errorf("the image's manifest is of docker's schema 1, which ended with docker 29; push the image anew: %w", errPermanent)
+var errSchema1 = permanent("the image's manifest is of docker's schema 1, which ended with docker 29; push the image anew")
 
 func (d *document) check() error {
 	all := append(append([]ocispec.Descriptor{}, d.Layers...), d.Manifests...)
@@ -94,10 +92,10 @@ func (d *document) check() error {
 	}
 	for _, desc := range all {
 		if err := desc.Digest.Validate(); err != nil {
-			return fmt.Errorf("the manifest has the digest %q: %w: %w", clean(string(desc.Digest)), err, errPermanent)
+			return permanent("the manifest has the digest %q: %w", clean(string(desc.Digest)), err)
 		}
 		if desc.Size < 0 {
-			return fmt.Errorf("the manifest gives %s the size %d: %w", desc.Digest, desc.Size, errPermanent)
+			return permanent("the manifest gives %s the size %d", desc.Digest, desc.Size)
 		}
 	}
 	return nil
@@ -158,18 +156,18 @@ func parseConfig(raw []byte, d *document) (*config, error) {
 	switch d.Config.MediaType {
 	case ocispec.MediaTypeImageConfig, dockerConfig, "":
 	default:
-		return nil, fmt.Errorf("it is not a container image but %q: %w", clean(d.Config.MediaType), errPermanent)
+		return nil, permanent("it is not a container image but %q", clean(d.Config.MediaType))
 	}
 	var c config
 	if err := json.Unmarshal(raw, &c); err != nil {
-		return nil, fmt.Errorf("the image's config is not valid JSON: %w: %w", err, errPermanent)
+		return nil, permanent("the image's config is not valid JSON: %w", err)
 	}
 	if len(c.RootFS.DiffIDs) != len(d.Layers) {
-		return nil, fmt.Errorf("the image has %d layers, but its config %d: %w", len(d.Layers), len(c.RootFS.DiffIDs), errPermanent)
+		return nil, permanent("the image has %d layers, but its config %d", len(d.Layers), len(c.RootFS.DiffIDs))
 	}
 	for _, id := range c.RootFS.DiffIDs {
 		if err := id.Validate(); err != nil {
-			return nil, fmt.Errorf("the image's config has the layer %q: %w: %w", clean(string(id)), err, errPermanent)
+			return nil, permanent("the image's config has the layer %q: %w", clean(string(id)), err)
 		}
 	}
 	return &c, nil
@@ -178,13 +176,10 @@ func parseConfig(raw []byte, d *document) (*config, error) {
 // verify checks bytes against a digest, which may be of any known algorithm.
 func verify(raw []byte, want digest.Digest) error {
 	if err := want.Validate(); err != nil {
-		return fmt.Errorf("digest %q: %w: %w", clean(string(want)), err, errPermanent)
+		return permanent("digest %q: %w", clean(string(want)), err)
 	}
 	if got := want.Algorithm().FromBytes(raw); got != want {
-		return fmt.Errorf("the content has digest %s, not %s: %w", got, want, errLie)
+		return permanent("the content has digest %s, not %s", got, want)
 	}
 	return nil
 }
-
-// errLie is that content is not what was asked for.
-var errLie = errors.Join(errors.New("the registry's answer is wrong"), errPermanent)

@@ -113,7 +113,7 @@ func (s *session) location(resp *http.Response) (*url.URL, error) {
 	from := resp.Request.URL
 	to, err := from.Parse(resp.Header.Get("Location"))
 	if err != nil || resp.Header.Get("Location") == "" {
-		return nil, fmt.Errorf("the registry gave no place to upload to: %w", errPermanent)
+		return nil, permanent("the registry gave no place to upload to")
 	}
 	if to.Scheme != from.Scheme && strings.EqualFold(to.Hostname(), from.Hostname()) && to.Port() == from.Port() {
 		to.Scheme = from.Scheme
@@ -302,7 +302,7 @@ func (u *upload) send(ctx context.Context, to *url.URL) error {
 	req.GetBody = func() (io.ReadCloser, error) {
 		r, err := u.open()
 		if err != nil {
-			return nil, fmt.Errorf("open the blob: %w: %w", err, errPermanent)
+			return nil, permanent("open the blob: %w", err)
 		}
 		body = &checkedBody{ReadCloser: r, desc: u.desc, hash: u.desc.Digest.Algorithm().Hash(), progress: u.progress}
 		return body, nil
@@ -352,7 +352,7 @@ func (u *upload) confirm(ctx context.Context, claimed string) error {
 		drain(resp)
 		return nil
 	}
-	return fmt.Errorf("the registry took the blob as %s: %w", clean(claimed), errLie)
+	return permanent("the registry took the blob as %s", clean(claimed))
 }
 
 // checkedBody sees to it that what is sent is what was described.
@@ -378,13 +378,13 @@ func (b *checkedBody) Read(p []byte) (int, error) {
 	b.sent += int64(n)
 	switch {
 	case b.sent > b.desc.Size, err == io.EOF && b.sent < b.desc.Size:
-		b.err = fmt.Errorf("the blob here has not the %d bytes that it should: %w", b.desc.Size, errPermanent)
+		b.err = permanent("the blob here has not the %d bytes that it should", b.desc.Size)
 	case err == io.EOF:
 		if got := digest.NewDigestFromBytes(b.desc.Digest.Algorithm(), b.hash.Sum(nil)); got != b.desc.Digest {
-			b.err = fmt.Errorf("the blob here has digest %s: %w", got, errPermanent)
+			b.err = permanent("the blob here has digest %s", got)
 		}
 	case err != nil:
-		b.err = fmt.Errorf("read the blob: %w: %w", err, errPermanent)
+		b.err = permanent("read the blob: %w", err)
 	}
 	if b.err != nil {
 		return 0, b.err
@@ -435,7 +435,7 @@ func (p *Pusher) put(ctx context.Context, mediaType string, raw []byte, d digest
 		defer drain(resp)
 		claimed := resp.Header.Get("Docker-Content-Digest")
 		if claimed != "" && claimed != d.String() && digest.Digest(claimed).Algorithm() == d.Algorithm() {
-			return fmt.Errorf("the registry took the manifest as %s: %w", clean(strconv.Quote(claimed)), errLie)
+			return permanent("the registry took the manifest as %s", clean(strconv.Quote(claimed)))
 		}
 		return nil
 	})

@@ -98,8 +98,8 @@ func (t target) id() string {
 func (t target) scope(actions string) string { return "repository:" + t.path + ":" + actions }
 
 // resource is t as keychains want it.
-func (t target) resource(opts ...name.Option) (name.Repository, error) {
-	reg, err := name.NewRegistry(t.host, opts...)
+func (t target) resource() (name.Repository, error) {
+	reg, err := name.NewRegistry(t.host)
 	if err != nil {
 		return name.Repository{}, diag.New(diag.ExitUsage, "image name %q: %w", t.named, err)
 	}

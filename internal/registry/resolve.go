@@ -73,7 +73,7 @@ func (r *resolver) image(ctx context.Context, raw []byte, desc ocispec.Descripto
 		return r.leaf(ctx, raw, desc, doc)
 	}
 	if depth >= maxNested {
-		return nil, fmt.Errorf("more than %d indexes inside each other: %w", maxNested, errPermanent)
+		return nil, permanent("more than %d indexes inside each other", maxNested)
 	}
 	unnamed := 0
 	for _, d := range choose(doc.Manifests, r.platform) {
@@ -87,7 +87,7 @@ func (r *resolver) image(ctx context.Context, raw []byte, desc ocispec.Descripto
 			return nil, err
 		}
 		if got.Size != d.Size {
-			return nil, fmt.Errorf("manifest %s has %d bytes, the index says %d: %w", d.Digest, got.Size, d.Size, errLie)
+			return nil, permanent("manifest %s has %d bytes, the index says %d", d.Digest, got.Size, d.Size)
 		}
 		if d.MediaType != "" {
 			got.MediaType = d.MediaType // the index is verified, the header is not
@@ -112,7 +112,7 @@ func (r *resolver) image(ctx context.Context, raw []byte, desc ocispec.Descripto
 // leaf is the image that a manifest describes.
 func (r *resolver) leaf(ctx context.Context, raw []byte, desc ocispec.Descriptor, doc *document) (*image.Image, error) {
 	if doc.Config.Size > maxConfig {
-		return nil, fmt.Errorf("the image's config has %d bytes, more than %d: %w", doc.Config.Size, maxConfig, errPermanent)
+		return nil, permanent("the image's config has %d bytes, more than %d", doc.Config.Size, maxConfig)
 	}
 	var rawConfig []byte
 	err := r.s.client.retry(ctx, "get config", func(ctx context.Context) (err error) {
@@ -167,7 +167,7 @@ func manifestDigest(raw []byte, want digest.Digest, h http.Header) (digest.Diges
 	claimed := digest.Digest(h.Get("Docker-Content-Digest"))
 	if want != "" {
 		if claimed != "" && claimed != want && claimed.Algorithm() == want.Algorithm() {
-			return "", fmt.Errorf("asked for %s, the registry claims to give %s: %w", want, clean(string(claimed)), errLie)
+			return "", permanent("asked for %s, the registry claims to give %s", want, clean(string(claimed)))
 		}
 		return want, verify(raw, want)
 	}
@@ -188,14 +188,14 @@ func contentIsSchema1(contentType string) bool {
 // must be what comes.
 func readAll(resp *http.Response, limit int64, what string) ([]byte, error) {
 	if resp.ContentLength > limit {
-		return nil, fmt.Errorf("the %s has %d bytes, more than %d: %w", what, resp.ContentLength, limit, errPermanent)
+		return nil, permanent("the %s has %d bytes, more than %d", what, resp.ContentLength, limit)
 	}
 	raw, err := io.ReadAll(io.LimitReader(resp.Body, limit+1))
 	if err != nil {
 		return nil, fmt.Errorf("read the %s: %w", what, err)
 	}
 	if int64(len(raw)) > limit {
-		return nil, fmt.Errorf("the %s has more than %d bytes: %w", what, limit, errPermanent)
+		return nil, permanent("the %s has more than %d bytes", what, limit)
 	}
 	return raw, nil
 }
@@ -219,7 +219,7 @@ func (s *session) small(ctx context.Context, desc ocispec.Descriptor) ([]byte, e
 		return nil, err
 	}
 	if int64(len(raw)) < desc.Size {
-		return nil, fmt.Errorf("blob %s has %d bytes, the manifest says %d: %w", desc.Digest, len(raw), desc.Size, errLie)
+		return nil, permanent("blob %s has %d bytes, the manifest says %d", desc.Digest, len(raw), desc.Size)
 	}
 	return raw, verify(raw, desc.Digest)
 }

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
@@ -92,9 +93,21 @@ func noteRetryAfter(ctx context.Context, resp *http.Response) {
 	}
 }
 
+// permanentError is an error that comes back however often one tries.
+type permanentError struct{ err error }
+
+func (e *permanentError) Error() string { return e.err.Error() }
+func (e *permanentError) Unwrap() error { return e.err }
+
+func permanent(format string, a ...any) error {
+	return &permanentError{fmt.Errorf(format, a...)}
+}
+
 // transient tells errors that can pass by themselves. Unknown ones cannot.
 func transient(err error) bool {
 	var (
+		final   *permanentError
+		plain   *plainHTTPError
 		status  *statusError
 		dns     *net.DNSError
 		op      *net.OpError
@@ -106,7 +119,7 @@ func transient(err error) bool {
 	switch {
 	case errors.Is(err, errBeginAnew):
 		return true
-	case errors.Is(err, errPermanent), errors.As(err, &record), errors.As(err, &cert), errors.As(err, &unknown):
+	case errors.As(err, &final), errors.As(err, &plain), errors.As(err, &record), errors.As(err, &cert), errors.As(err, &unknown):
 		return false
 	case errors.As(err, &status):
 		return transientStatus(status.code)

@@ -88,11 +88,7 @@ func (s *session) drop() {
 // open finds the credential, asks the registry how to use it, and gets the
 // first token.
 func (s *session) open(ctx context.Context) error {
-	var opts []name.Option
-	if s.client.transport.mayBeInsecure(s.target.host) {
-		opts = append(opts, name.Insecure)
-	}
-	repo, err := s.target.resource(opts...)
+	repo, err := s.target.resource()
 	if err != nil {
 		return err
 	}
@@ -104,9 +100,9 @@ func (s *session) open(ctx context.Context) error {
 		}
 		s.cred = cred
 	}
-	challenge, err := transport.Ping(ctx, s.reg, s.pingTransport())
+	challenge, err := s.ping(ctx)
 	if err != nil {
-		return fromTransport(err)
+		return err
 	}
 	if strings.EqualFold(challenge.Scheme, "bearer") {
 		if err := s.refresh(ctx, challenge); err != nil {
@@ -305,7 +301,7 @@ const maxRedirects = 10
 // address inside: a registry must not make us ask the cloud's metadata service.
 func checkRedirect(req *http.Request, via []*http.Request) error {
 	if len(via) >= maxRedirects {
-		return fmt.Errorf("more than %d redirects: %w", maxRedirects, errPermanent)
+		return permanent("more than %d redirects", maxRedirects)
 	}
 	return checkHop(via[0].URL, req.URL)
 }
@@ -314,7 +310,7 @@ func checkHop(from, to *url.URL) error {
 	if from.Hostname() == to.Hostname() || isPrivate(from.Hostname()) || !isPrivate(to.Hostname()) {
 		return nil
 	}
-	return fmt.Errorf("refusing to follow %s to the private address %s: %w", from.Host, to.Host, errPermanent)
+	return permanent("refusing to follow %s to the private address %s", from.Host, to.Host)
 }
 
 func isPrivate(host string) bool {

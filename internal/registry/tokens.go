@@ -1,11 +1,15 @@
 package registry
 
 import (
-	"fmt"
+	"context"
+	"crypto/tls"
+	"errors"
 	"io"
 	"net/http"
 	"net/url"
+	"strings"
 
+	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 )
 
@@ -24,7 +28,7 @@ func (h *handshake) RoundTrip(req *http.Request) (*http.Response, error) {
 			return nil, refuse(req, err)
 		}
 		if req.Method != http.MethodGet { // a refresh token is in the body
-			return nil, refuse(req, fmt.Errorf("refusing to take a token to %s: %w", req.URL.Host, errPermanent))
+			return nil, refuse(req, permanent("refusing to take a token to %s", req.URL.Host))
 		}
 		req = req.Clone(req.Context())
 		req.Header.Del("Authorization")
@@ -60,15 +64,71 @@ func (b *boundedBody) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// pingTransport and tokenTransport are the handshakes of a session.
-func (s *session) pingTransport() http.RoundTripper {
-	return &handshake{base: s.base, first: &url.URL{Scheme: "https", Host: s.target.host}}
-}
-
+// tokenTransport is the handshake with a challenge's token service.
 func (s *session) tokenTransport(c *transport.Challenge) http.RoundTripper {
 	first, err := url.Parse(c.Parameters["realm"])
 	if err != nil {
 		first = &url.URL{} // which is refused before it is asked
 	}
 	return &handshake{base: s.base, first: first}
+}
+
+// ping asks the registry what it wants for an authorization: by TLS, and if
+// that is not what it speaks, and allowed, by plain HTTP.
+func (s *session) ping(ctx context.Context) (*transport.Challenge, error) {
+	c, err := s.pingBy(ctx, "https")
+	if err == nil || ctx.Err() != nil || !s.client.transport.mayBeInsecure(s.target.host) {
+		return c, err
+	}
+	var (
+		status *statusError
+		cert   *tls.CertificateVerificationError
+	)
+	if errors.As(err, &status) || errors.As(err, &cert) {
+		return nil, err // it speaks TLS
+	}
+	c, plainErr := s.pingBy(ctx, "http")
+	if plainErr != nil && !isPlain(err) && !errors.As(plainErr, &status) {
+		return nil, err
+	}
+	return c, plainErr
+}
+
+// isPlain reports whether err is that of a TLS client with a plain HTTP server.
+func isPlain(err error) bool {
+	var record tls.RecordHeaderError
+	return errors.As(err, &record) || strings.Contains(err.Error(), "server gave HTTP response to HTTPS client")
+}
+
+// standIn is the name that go-containerregistry is given to ping. For some
+// names, those of private networks, it would try plain HTTP of its own accord.
+const standIn = "registry.invalid"
+
+func (s *session) pingBy(ctx context.Context, scheme string) (*transport.Challenge, error) {
+	reg, err := name.NewRegistry(standIn)
+	if err != nil {
+		return nil, err
+	}
+	base := &url.URL{Scheme: scheme, Host: s.target.host}
+	c, err := transport.Ping(ctx, reg, &redirected{&handshake{base: s.base, first: base}, base})
+	if err != nil {
+		return nil, fromTransport(err)
+	}
+	c.Insecure = scheme == "http"
+	return c, nil
+}
+
+// redirected sends what is for the stand-in to the registry.
+type redirected struct {
+	next http.RoundTripper
+	to   *url.URL
+}
+
+// RoundTrip implements http.RoundTripper.
+func (r *redirected) RoundTrip(req *http.Request) (*http.Response, error) {
+	if req.URL.Host == standIn {
+		req = req.Clone(req.Context())
+		req.URL.Scheme, req.URL.Host, req.Host = r.to.Scheme, r.to.Host, ""
+	}
+	return r.next.RoundTrip(req)
 }

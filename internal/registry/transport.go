@@ -29,10 +29,7 @@ const (
 	commitFactor = 5
 )
 
-var (
-	errStalled   = errors.New("the registry stopped answering")
-	errPermanent = errors.New("trying again would not help")
-)
+var errStalled = errors.New("the registry stopped answering")
 
 // plainHTTPError refuses a request that would go out unencrypted.
 type plainHTTPError struct{ host string }
@@ -40,7 +37,6 @@ type plainHTTPError struct{ host string }
 func (e *plainHTTPError) Error() string {
 	return fmt.Sprintf("plain HTTP to %q is not allowed", e.host)
 }
-func (e *plainHTTPError) Is(target error) bool { return target == errPermanent }
 
 // hostTransport sends requests with the settings of the host they go to, which
 // after a redirect is not the registry's. It keeps the rules on plain HTTP, and
@@ -122,7 +118,7 @@ func (t *hostTransport) forRequest(req *http.Request) (*http.Transport, error) {
 			return nil, &plainHTTPError{host}
 		}
 	default:
-		return nil, fmt.Errorf("cannot speak %q to %q: %w", req.URL.Scheme, host, errPermanent)
+		return nil, permanent("cannot speak %q to %q", req.URL.Scheme, host)
 	}
 	insecure := t.isInsecure(host)
 	certs := filepath.Join(t.client.opts.CertDir, host)
