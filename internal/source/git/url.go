@@ -97,7 +97,7 @@ func parseURL(s string, suffix bool) (*Ref, url.Values, error) {
 	}
 	r, query := &Ref{}, u.Query()
 	r.fragment(u.Fragment)
-	u.Fragment, u.RawFragment, u.RawQuery = "", "", ""
+	u.Fragment, u.RawFragment, u.RawQuery, u.ForceQuery = "", "", "", false
 	r.Remote = u.String()
 	return r, query, nil
 }
