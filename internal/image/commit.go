@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"crypto/sha256"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"hash"
@@ -300,6 +301,43 @@ func PackAll(ctx context.Context, st *store.Store, ls []Layer, c layer.Compressi
 	}
 	if err := g.Wait(); err != nil {
 		return nil, err
+	}
+	return out, nil
+}
+
+// Packed returns the image with all layers compressed: img itself if they are,
+// else one with another manifest. An archive's layers often are plain tars,
+// which nobody wants to send as such.
+func Packed(ctx context.Context, st *store.Store, img *Image, c layer.Compression, level int) (*Image, error) {
+	ls, err := PackAll(ctx, st, img.Layers, c, level)
+	if err != nil {
+		return nil, err
+	}
+	m, err := ParseManifest(img.RawManifest, img.Manifest.MediaType)
+	if err != nil {
+		return nil, err
+	}
+	changed := false
+	for i, l := range ls {
+		if l.Blob.Digest != m.Layers[i].Digest {
+			m.Layers[i] = manifestLayer(l.Blob, m.MediaType == MediaTypeDockerManifest)
+			changed = true
+		}
+	}
+	if !changed {
+		return img, nil
+	}
+	raw, err := json.MarshalIndent(m, "", "  ")
+	if err != nil {
+		return nil, err
+	}
+	out, err := New(ocispec.Descriptor{MediaType: m.MediaType, Annotations: img.Manifest.Annotations}, raw, img.RawConfig, "")
+	if err != nil {
+		return nil, err
+	}
+	out.Ref = img.Ref
+	for i := range out.Layers {
+		out.Layers[i].Origin = ls[i].Origin
 	}
 	return out, nil
 }

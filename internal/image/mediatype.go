@@ -57,9 +57,6 @@ func knownLayerTypes() map[string]layerType {
 // keeps it out of other registries (Windows base layers).
 func IsForeign(mediaType string) bool { return knownLayerTypes()[mediaType].foreign }
 
-// isCompressed reports whether a layer's blob is more than a plain tar.
-func isCompressed(mediaType string) bool { return knownLayerTypes()[mediaType].compression != "" }
-
 // layerMediaType is the media type for a compression: "" is none.
 func layerMediaType(compression string, docker bool) string {
 	switch {
