@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/kiln-build/kiln/internal/diag"
 	"github.com/spf13/cobra"
 	"github.com/spf13/cobra/doc"
 )
@@ -88,5 +89,27 @@ func TestCommandsAreExplained(t *testing.T) {
 				}
 			}
 		}
+	}
+}
+
+// The documented exit codes are those that there are.
+func TestExitCodesAreDocumented(t *testing.T) {
+	b, err := os.ReadFile("../../docs/exit-codes.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var have []string
+	for _, m := range regexp.MustCompile(`(?m)^\| (\d+) \|`).FindAllStringSubmatch(string(b), -1) {
+		have = append(have, m[1])
+	}
+	want := []string{}
+	for _, code := range []int{
+		diag.ExitOK, diag.ExitFailure, diag.ExitUsage, diag.ExitDockerfile, diag.ExitStep, diag.ExitRegistry,
+		diag.ExitTimeout, diag.ExitSandbox, diag.ExitInterrupted,
+	} {
+		want = append(want, itoa(code))
+	}
+	if strings.Join(have, " ") != strings.Join(want, " ") {
+		t.Errorf("documented: %v, want %v", have, want)
 	}
 }

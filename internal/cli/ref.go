@@ -77,12 +77,6 @@ func documents(st *store.Store) image.Documents {
 	}
 }
 
-// image is the image of a platform; the zero platform: this machine's, or the
-// only one there is.
-func (s *stored) image(ctx context.Context, p ocispec.Platform) (*image.Image, error) {
-	return image.Resolve(ctx, documents(s.store), s.Desc, p)
-}
-
 // find looks for an image by its name, its digest, or the beginning of its ID
 // as 'kiln images' shows it.
 func find(ctx context.Context, st *store.Store, name string) (*stored, error) {
