@@ -49,14 +49,7 @@ func Main(ctx context.Context, args []string, s Streams) int {
 
 // display returns the rendering of progress that mode asks for.
 func (a *App) display(mode string) (progress.Display, error) {
-	f, ok := a.Err.(*os.File)
-	if !ok {
-		f = os.Stderr
-		if mode == "" || mode == "auto" || mode == "plain" {
-			return progress.NewPlain(a.Err), nil
-		}
-	}
-	d, err := progress.Choose(mode, f, a.Getenv)
+	d, err := progress.Choose(mode, a.Err, a.Getenv)
 	if err != nil {
 		return nil, &diag.Error{Err: err, Code: diag.ExitUsage}
 	}

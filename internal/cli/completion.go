@@ -1,8 +1,10 @@
 package cli
 
 import (
+	"os"
 	"strings"
 
+	"github.com/kiln-build/kiln/internal/store"
 	"github.com/spf13/cobra"
 )
 
@@ -42,7 +44,14 @@ func newCompletionCommand(app *App) *cobra.Command {
 // completeImages completes the names of images in the store.
 func (a *App) completeImages(cmd *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
 	root, _ := cmd.Flags().GetString("root")
-	st, err := a.openStore(root)
+	dir, err := storeRoot(root, a.Getenv)
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveError
+	}
+	if _, err := os.Stat(dir); err != nil { // do not make a store for this
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	st, err := store.Open(dir)
 	if err != nil {
 		return nil, cobra.ShellCompDirectiveError
 	}
@@ -52,7 +61,9 @@ func (a *App) completeImages(cmd *cobra.Command, _ []string, _ string) ([]string
 	}
 	var names []string
 	for _, t := range tags {
-		names = append(names, familiar(t.Ref))
+		if !nameless(t.Ref) {
+			names = append(names, familiar(t.Ref))
+		}
 	}
 	return names, cobra.ShellCompDirectiveNoFileComp
 }

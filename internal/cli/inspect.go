@@ -1,9 +1,11 @@
 package cli
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/containerd/platforms"
@@ -73,7 +75,7 @@ func newInspectCommand(app *App) *cobra.Command {
 			images = append(images, i)
 		}
 		if format != "" && format != "json" {
-			return printTemplate(app.Out, unescape(format), images)
+			return app.printInspected(unescape(format), images)
 		}
 		enc := json.NewEncoder(app.Out)
 		enc.SetEscapeHTML(false)
@@ -86,6 +88,31 @@ func newInspectCommand(app *App) *cobra.Command {
 		return nil
 	}
 	return cmd
+}
+
+// printInspected prints images by a template whose fields are named as in the
+// JSON, as docker's are, or as in the type: {{.Id}} and {{.ID}}.
+func (a *App) printInspected(format string, images []*inspected) error {
+	var typed bytes.Buffer
+	typedErr := printTemplate(&typed, format, images)
+	if typedErr == nil {
+		_, err := typed.WriteTo(a.Out)
+		return err
+	}
+	b, err := json.Marshal(images)
+	if err != nil {
+		return fmt.Errorf("write output: %w", err)
+	}
+	var raw []map[string]any
+	if err := json.Unmarshal(b, &raw); err != nil {
+		return fmt.Errorf("write output: %w", err)
+	}
+	var out bytes.Buffer
+	if printTemplate(&out, format, raw) != nil || strings.Contains(out.String(), "<no value>") {
+		return typedErr
+	}
+	_, err = out.WriteTo(a.Out)
+	return err
 }
 
 // parsePlatform reads the value of --platform; nil: none was given.
@@ -160,9 +187,14 @@ func inspect(ctx context.Context, st *store.Store, name string, p *ocispec.Platf
 	}
 	seen := map[string]bool{}
 	for _, t := range found.Tags {
-		i.RepoTags = append(i.RepoTags, familiar(t.Ref))
 		if t.Time.After(i.Metadata.LastTagTime) {
 			i.Metadata.LastTagTime = t.Time
+		}
+		if nameless(t.Ref) {
+			continue
+		}
+		if !strings.Contains(t.Ref, "@") {
+			i.RepoTags = append(i.RepoTags, familiar(t.Ref))
 		}
 		if n, err := reference.ParseNormalizedNamed(t.Ref); err == nil && !seen[n.Name()] {
 			seen[n.Name()] = true

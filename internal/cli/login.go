@@ -194,7 +194,7 @@ func newLogoutCommand(app *App) *cobra.Command {
 	return &cobra.Command{
 		Use:               "logout [REGISTRY]",
 		Short:             "Forget the user name and password for a registry",
-		Long:              "Forget the user name and password for a registry (Docker Hub if none is given) that 'kiln login'\nor docker keep.",
+		Long:              "Forget the user name and password for a registry (Docker Hub if none is given)\nthat 'kiln login' or docker keep.",
 		Example:           "  kiln logout registry.example",
 		Args:              nargs(0, 1),
 		ValidArgsFunction: cobra.NoFileCompletions,

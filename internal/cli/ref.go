@@ -16,8 +16,15 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
+// nameless reports whether a tag of the store is the digest under which an image
+// without a name is kept.
+func nameless(ref string) bool { return digest.Digest(ref).Validate() == nil }
+
 // familiar is the short form of a normalised name: "debian:latest".
 func familiar(ref string) string {
+	if nameless(ref) {
+		return ref
+	}
 	n, err := reference.ParseNormalizedNamed(ref)
 	if err != nil {
 		return ref
@@ -27,6 +34,9 @@ func familiar(ref string) string {
 
 // splitRef is repository and tag of a normalised name, as tables show them.
 func splitRef(ref string) (repository, tag string) {
+	if nameless(ref) {
+		return "<none>", "<none>"
+	}
 	n, err := reference.ParseNormalizedNamed(ref)
 	if err != nil {
 		return ref, "<none>"
@@ -65,12 +75,6 @@ func documents(st *store.Store) image.Documents {
 	return func(_ context.Context, d ocispec.Descriptor) ([]byte, error) {
 		return st.ReadBlob(d.Digest, max(image.MaxConfig, image.MaxManifest))
 	}
-}
-
-// image is the image of a platform; the zero platform: this machine's, or the
-// only one there is.
-func (s *stored) image(ctx context.Context, p ocispec.Platform) (*image.Image, error) {
-	return image.Resolve(ctx, documents(s.store), s.Desc, p)
 }
 
 // find looks for an image by its name, its digest, or the beginning of its ID

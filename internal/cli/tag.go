@@ -97,7 +97,11 @@ func (a *App) rmi(cmd *cobra.Command, st *store.Store, name string, force bool) 
 
 // refsOf are the names that 'rmi name' removes.
 func refsOf(cmd *cobra.Command, st *store.Store, name string, force bool) ([]string, error) {
-	if ref, err := registry.NormalizeRef(name); err == nil {
+	if nameless(name) {
+		if _, err := st.Tag(name); err == nil {
+			return []string{name}, nil
+		}
+	} else if ref, err := registry.NormalizeRef(name); err == nil {
 		if _, err := st.Tag(ref); err == nil {
 			return []string{ref}, nil
 		}

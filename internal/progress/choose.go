@@ -1,7 +1,9 @@
 package progress
 
 import (
+	"errors"
 	"fmt"
+	"io"
 	"os"
 	"strings"
 
@@ -21,19 +23,20 @@ func Modes() []string { return []string{"auto", "tty", "plain", "json", "quiet"}
 // Choose returns the rendering that mode asks for, on w. auto is tty if w is a
 // terminal that can move its cursor, else plain. getenv is asked for TERM and
 // NO_COLOR.
-func Choose(mode string, w *os.File, getenv func(string) string) (Display, error) {
-	isTerm := term.IsTerminal(int(w.Fd()))
+func Choose(mode string, w io.Writer, getenv func(string) string) (Display, error) {
+	f, isTerm := w.(*os.File)
+	isTerm = isTerm && term.IsTerminal(int(f.Fd()))
 	switch mode {
 	case "auto", "":
 		if !isTerm || getenv("TERM") == "dumb" {
 			return NewPlain(w), nil
 		}
-		return newFileTTY(w, getenv), nil
+		return newFileTTY(f, getenv), nil
 	case "tty":
 		if !isTerm {
-			return nil, fmt.Errorf("--progress=tty needs a terminal, and %s is none; use plain", w.Name())
+			return nil, errors.New("progress mode \"tty\" needs a terminal, and there is none: use plain")
 		}
-		return newFileTTY(w, getenv), nil
+		return newFileTTY(f, getenv), nil
 	case "plain":
 		return NewPlain(w), nil
 	case "json":
