@@ -1,14 +1,15 @@
 #!/bin/bash
-# Installs what the tests need from Debian, by purpose: deps.sh [base] [oracle] [e2e] (all of them by default).
+# Installs what the tests need from Debian, by purpose: deps.sh [base] [oracle] [e2e] [race] (all by default).
 # Not as root: says what is missing and fails.
 set -euo pipefail
 declare -A PACKAGES=(
   [base]="mmdebstrap ca-certificates xz-utils"                      # base images
   [oracle]="runc skopeo umoci buildah git"                           # BuildKit's runtime, second opinions
   [e2e]="strace bzip2 xz-utils git attr libcap2-bin"                 # test contexts and assertions
+  [race]="gcc libc6-dev"                                             # the race detector
 )
 want=()
-for p in "${@:-base oracle e2e}"; do
+for p in "${@:-base oracle e2e race}"; do
   for q in $p; do
     [ -n "${PACKAGES[$q]:-}" ] || { echo "deps.sh: no purpose $q; there are: ${!PACKAGES[*]}" >&2; exit 2; }
     want+=(${PACKAGES[$q]})

@@ -107,8 +107,19 @@ func (l *layerFile) busybox(prog string, applets []string) error {
 		name string
 		mode int64
 	}{
-		{"bin", 0o755}, {"dev", 0o755}, {"etc", 0o755}, {"home", 0o755}, {"root", 0o700}, {"tmp", 0o1777},
-		{"usr", 0o755}, {"usr/bin", 0o755}, {"usr/sbin", 0o755}, {"var", 0o755}, {"var/spool", 0o755}, {"var/spool/mail", 0o755}, {"var/www", 0o755},
+		{"bin", 0o755},
+		{"dev", 0o755},
+		{"etc", 0o755},
+		{"home", 0o755},
+		{"root", 0o700},
+		{"tmp", 0o1777},
+		{"usr", 0o755},
+		{"usr/bin", 0o755},
+		{"usr/sbin", 0o755},
+		{"var", 0o755},
+		{"var/spool", 0o755},
+		{"var/spool/mail", 0o755},
+		{"var/www", 0o755},
 	} {
 		if err := l.dir(d.name, d.mode); err != nil {
 			return err

@@ -103,8 +103,11 @@ func TestFindsEachDifferenceOfANode(t *testing.T) {
 		{"size", base, file("f", "abcd"), []string{"/f: size", "/f: content"}},
 		{"type", base, dir("f"), []string{"/f: type"}},
 		{"xattr missing", base, with(base, func(h *tar.Header) { h.PAXRecords = map[string]string{"SCHILY.xattr.user.k": "v"} }), []string{"/f: xattr user.k"}},
-		{"capability", with(base, func(h *tar.Header) { h.PAXRecords = map[string]string{"SCHILY.xattr.security.capability": "\x01"} }),
-			with(base, func(h *tar.Header) { h.PAXRecords = map[string]string{"SCHILY.xattr.security.capability": "\x02"} }), []string{"/f: xattr security.capability"}},
+		{
+			"capability", with(base, func(h *tar.Header) { h.PAXRecords = map[string]string{"SCHILY.xattr.security.capability": "\x01"} }),
+			with(base, func(h *tar.Header) { h.PAXRecords = map[string]string{"SCHILY.xattr.security.capability": "\x02"} }),
+			[]string{"/f: xattr security.capability"},
+		},
 		{"link target", sym, with(sym, func(h *tar.Header) { h.Linkname = "b" }), []string{"/f: link target"}},
 		{"device", dev, with(dev, func(h *tar.Header) { h.Devminor = 5 }), []string{"/f: device"}},
 		{"device type", dev, with(dev, func(h *tar.Header) { h.Typeflag = tar.TypeBlock }), []string{"/f: type"}},

@@ -307,8 +307,12 @@ func compare(c argCmp) ([]jump, error) {
 		return []jump{hi, {op: jeq, k: vh, jf: pass}, lo, {op: jeq, k: vl, jt: fail}}, nil
 	case "SCMP_CMP_MASKED_EQ":
 		return []jump{
-			hi, {op: and, k: vh, plain: true}, {op: jeq, k: uint32(c.ValueTwo >> 32), jf: fail},
-			lo, {op: and, k: vl, plain: true}, {op: jeq, k: uint32(c.ValueTwo), jf: fail},
+			hi,
+			{op: and, k: vh, plain: true},
+			{op: jeq, k: uint32(c.ValueTwo >> 32), jf: fail},
+			lo,
+			{op: and, k: vl, plain: true},
+			{op: jeq, k: uint32(c.ValueTwo), jf: fail},
 		}, nil
 	case "SCMP_CMP_GT":
 		return []jump{hi, {op: jgt, k: vh, jt: pass}, {op: jeq, k: vh, jf: fail}, lo, {op: jgt, k: vl, jf: fail}}, nil
