@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"strings"
 
 	"github.com/containerd/platforms"
@@ -119,7 +118,7 @@ func (a *App) request(f *buildFlags) (build.Request, error) {
 // report writes what a finished build is called to where it was asked for.
 func (a *App) report(f *buildFlags, res *build.Result) error {
 	if f.IIDFile != "" && res.ID != "" {
-		if err := writeFile(f.IIDFile, []byte(res.ID.String())); err != nil {
+		if err := writeFile(f.IIDFile, text(res.ID.String())); err != nil {
 			return fmt.Errorf("write --iidfile: %w", err)
 		}
 	}
@@ -128,7 +127,7 @@ func (a *App) report(f *buildFlags, res *build.Result) error {
 		if err != nil {
 			return err
 		}
-		if err := writeFile(f.MetadataFile, b); err != nil {
+		if err := writeFile(f.MetadataFile, text(string(b))); err != nil {
 			return fmt.Errorf("write --metadata-file: %w", err)
 		}
 	}
@@ -162,19 +161,9 @@ func metadata(res *build.Result) ([]byte, error) {
 	return append(b, '\n'), err
 }
 
-// writeFile writes a file that is never seen half-written.
-func writeFile(name string, b []byte) error {
-	t, err := os.CreateTemp(filepath.Dir(name), ".kiln-*")
-	if err != nil {
+func text(s string) func(io.Writer) error {
+	return func(w io.Writer) error {
+		_, err := io.WriteString(w, s)
 		return err
 	}
-	defer os.Remove(t.Name()) // nothing after the rename
-	defer t.Close()
-	if _, err := t.Write(b); err != nil {
-		return err
-	}
-	if err := t.Chmod(0o644); err != nil {
-		return err
-	}
-	return os.Rename(t.Name(), name)
 }
