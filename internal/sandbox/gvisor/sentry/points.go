@@ -1,0 +1,213 @@
+package sentry
+
+import (
+	"fmt"
+	"path"
+	"slices"
+	"strings"
+
+	"gvisor.dev/gvisor/pkg/abi/linux"
+	"gvisor.dev/gvisor/pkg/context"
+	"gvisor.dev/gvisor/pkg/errors/linuxerr"
+	"gvisor.dev/gvisor/pkg/sentry/fsimpl/nsfs"
+	"gvisor.dev/gvisor/pkg/sentry/fsimpl/tmpfs"
+	"gvisor.dev/gvisor/pkg/sentry/kernel"
+	"gvisor.dev/gvisor/pkg/sentry/vfs"
+)
+
+// mountPoint is where something is mounted for a step.
+type mountPoint struct {
+	wanted string // as asked for
+	path   string // with symbolic links resolved, within the image
+	dir    bool
+	// content is what a file shows.
+	content []byte
+	// have is how many components of path the image has.
+	have int
+}
+
+func (p mountPoint) components() []string {
+	return strings.Split(strings.TrimPrefix(p.path, "/"), "/")
+}
+
+// prefix is the first n components of the path.
+func (p mountPoint) prefix(n int) string { return "/" + path.Join(p.components()[:n]...) }
+
+// resolvePoints finds the places for all that is mounted.
+func (g *guest) resolvePoints(below vfs.VirtualDentry) ([]mountPoint, error) {
+	var points []mountPoint
+	for _, d := range []string{"/proc", "/sys", "/dev"} {
+		points = append(points, mountPoint{wanted: d, dir: true})
+	}
+	for _, f := range g.config.Files {
+		points = append(points, mountPoint{wanted: path.Clean("/" + string(f.Path)), content: f.Content})
+	}
+	for i := range points {
+		if err := g.resolvePoint(below, &points[i]); err != nil {
+			return nil, fmt.Errorf("find place for %q in the image: %w", points[i].wanted, err)
+		}
+	}
+	return points, nil
+}
+
+// resolvePoint follows the symbolic links of an image, as runc does for a
+// mount: within the image, and what is missing counts as a directory to be made.
+func (g *guest) resolvePoint(below vfs.VirtualDentry, p *mountPoint) error {
+	todo := strings.Split(strings.TrimPrefix(p.wanted, "/"), "/")
+	var done []string
+	missing := false
+	p.have = 0
+	for links := 0; len(todo) > 0; {
+		name := todo[0]
+		todo = todo[1:]
+		switch name {
+		case "", ".":
+			continue
+		case "..":
+			done = done[:max(len(done)-1, 0)]
+			p.have = min(p.have, len(done))
+			missing = false // what is left of the path exists, if it did
+			continue
+		}
+		next := append(slices.Clip(done), name)
+		if missing = missing || p.have < len(done); missing {
+			done = next
+			continue
+		}
+		full := "/" + path.Join(next...)
+		st, err := g.stat(at(below, full))
+		if isMissing(err) {
+			done = next
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if isType(st, linux.S_IFLNK) {
+			if links++; links > linux.MaxSymlinkTraversals {
+				return linuxerr.ELOOP
+			}
+			target, err := g.vfs.ReadlinkAt(g.ctx, g.root, at(below, full))
+			if err != nil {
+				return err
+			}
+			if path.IsAbs(target) {
+				done, p.have = nil, 0
+			}
+			todo = append(strings.Split(target, "/"), todo...)
+			continue
+		}
+		if isDir, wantDir := isType(st, linux.S_IFDIR), p.dir || hasName(todo); isDir != wantDir {
+			if isDir {
+				return linuxerr.EISDIR
+			}
+			return linuxerr.ENOTDIR
+		}
+		done, p.have = next, len(next)
+	}
+	if len(done) == 0 {
+		return linuxerr.EBUSY // the root
+	}
+	p.path = "/" + path.Join(done...)
+	return nil
+}
+
+// hasName reports whether a component is left to go to.
+func hasName(todo []string) bool {
+	return slices.ContainsFunc(todo, func(s string) bool { return s != "" && s != "." })
+}
+
+// newSkeleton makes a layer with just the missing mount points and their
+// directories, those that the image has with the image's attributes.
+func (g *guest) newSkeleton(below vfs.VirtualDentry, points []mountPoint) (*vfs.Mount, error) {
+	m, err := g.mount(tmpfs.Name, withData("mode=0755"))
+	if err != nil {
+		return nil, err
+	}
+	type existing struct{ path string }
+	var mirrored []existing
+	for _, p := range points {
+		all := len(p.components())
+		if p.have == all {
+			continue
+		}
+		for n := 1; n <= all; n++ {
+			if n == all && !p.dir {
+				if err := g.writeFile(at(rootOf(m), p.path), nil, 0o644); err != nil {
+					return nil, err
+				}
+				continue
+			}
+			err := g.vfs.MkdirAt(g.ctx, g.root, at(rootOf(m), p.prefix(n)), &vfs.MkdirOptions{Mode: 0o755})
+			if linuxerr.Equals(linuxerr.EEXIST, err) {
+				continue
+			}
+			if err != nil {
+				return nil, err
+			}
+			if n <= p.have {
+				mirrored = append(mirrored, existing{p.prefix(n)})
+			}
+		}
+	}
+	// The deepest first, as making an entry touches its directory.
+	slices.Reverse(mirrored)
+	for _, e := range append(mirrored, existing{"/"}) {
+		if err := g.copyAttributes(at(rootOf(m), e.path), at(below, e.path)); err != nil {
+			return nil, err
+		}
+	}
+	return m, nil
+}
+
+// recordPoints copies the directories that were missing up into the layer, for
+// BuildKit leaves them in it as well: /proc, /sys and /dev, and what is above a
+// supplied file. The file itself stays out.
+func (g *guest) recordPoints(merged vfs.VirtualDentry, points []mountPoint) error {
+	for _, p := range points {
+		all := len(p.components())
+		if !p.dir {
+			all--
+		}
+		for n := p.have + 1; n <= all; n++ {
+			opts := &vfs.SetStatOptions{Stat: linux.Statx{Mask: linux.STATX_MODE, Mode: 0o755}}
+			if err := g.vfs.SetStatAt(g.ctx, g.root, at(merged, p.prefix(n)), opts); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// mountFiles mounts the supplied files read-only. A tmpfs whose root is a
+// regular file is what a bind mount of one file would be, without a host path.
+func (g *guest) mountFiles(root vfs.VirtualDentry, points []mountPoint) error {
+	for _, p := range points {
+		if p.dir {
+			continue
+		}
+		opts := internal(tmpfs.FilesystemOpts{RootFileType: linux.S_IFREG})
+		opts.GetFilesystemOptions.Data = "mode=0644"
+		m, err := g.mount(tmpfs.Name, opts)
+		if err != nil {
+			return err
+		}
+		if err := g.writeFile(at(rootOf(m), ""), p.content, 0o644); err != nil {
+			return fmt.Errorf("write %q: %w", p.wanted, err)
+		}
+		if err := g.vfs.SetMountReadOnly(m, true); err != nil {
+			return err
+		}
+		if err := g.connect(root, m, p.path); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// namespaceInode is the inode that counts ns' references.
+func namespaceInode(ctx context.Context, k *kernel.Kernel, ns vfs.Namespace) *nsfs.Inode {
+	// The kernel's own way returns an interface; what it makes is an nsfs inode.
+	inode, _ := k.GetNamespaceInode(ctx, ns).(*nsfs.Inode)
+	return inode
+}

@@ -1,0 +1,247 @@
+package sandboxtest
+
+import (
+	"bytes"
+	"debug/elf"
+	"encoding/hex"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// guestName is what a guest calls the test binary by.
+const guestName = "guesttool"
+
+// GuestMain makes a test binary do, inside of a guest, what busybox cannot. A
+// TestMain calls it first; it returns true if the process was such a call.
+func GuestMain(args []string) (code int, handled bool) {
+	if len(args) < 2 || filepath.Base(args[0]) != guestName {
+		return 0, false
+	}
+	if err := guestCommand(args[1], args[2:]); err != nil {
+		fmt.Fprintf(os.Stderr, "%s %s: %v\n", guestName, strings.Join(args[1:], " "), err)
+		return 1, true
+	}
+	return 0, true
+}
+
+// guestTool is the test binary, if it can run where there are no libraries.
+func guestTool(t testing.TB) []byte {
+	t.Helper()
+	b, err := os.ReadFile("/proc/self/exe")
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := elf.NewFile(bytes.NewReader(b))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range f.Progs {
+		if p.Type == elf.PT_INTERP {
+			t.Skip("the test binary is linked dynamically and cannot run in the guest: use CGO_ENABLED=0")
+		}
+	}
+	return b
+}
+
+func guestCommand(name string, a []string) error {
+	for len(a) < 3 {
+		a = append(a, "")
+	}
+	switch name {
+	case "setxattr": // PATH NAME HEX
+		v, err := hex.DecodeString(a[2])
+		if err != nil {
+			return err
+		}
+		return unix.Lsetxattr(a[0], a[1], v, 0)
+	case "getxattr": // PATH NAME
+		b := make([]byte, 4096)
+		n, err := unix.Lgetxattr(a[0], a[1], b)
+		fmt.Println(hex.EncodeToString(b[:max(n, 0)]))
+		return err
+	case "mmap": // PATH
+		return guestMmap(a[0])
+	case "settime": // PATH SECONDS NANOSECONDS
+		sec, _ := strconv.ParseInt(a[1], 10, 64)
+		nsec, _ := strconv.ParseInt(a[2], 10, 64)
+		ts := unix.Timespec{Sec: sec, Nsec: nsec}
+		return unix.UtimesNanoAt(unix.AT_FDCWD, a[0], []unix.Timespec{ts, ts}, unix.AT_SYMLINK_NOFOLLOW)
+	case "sparse": // PATH SIZE
+		n, _ := strconv.ParseInt(a[1], 10, 64)
+		return guestSparse(a[0], n)
+	case "write": // SIZE, in one system call
+		n, _ := strconv.Atoi(a[0])
+		b := bytes.Repeat([]byte("\x00\x01\xff\xfe\r\n\x1b["), n/8)
+		_, err := os.Stdout.Write(b)
+		return err
+	case "deep": // DIR DEPTH
+		return guestDeep(a[0], a[1])
+	case "fds":
+		return guestFDs()
+	case "leakpipe":
+		return guestLeakPipe()
+	case "unlinked": // DIR
+		return guestUnlinked(a[0])
+	case "socket": // PATH
+		l, err := net.Listen("unix", a[0])
+		if err != nil {
+			return err
+		}
+		l.(*net.UnixListener).SetUnlinkOnClose(false)
+		return l.Close()
+	case "dial": // ADDRESS
+		c, err := net.DialTimeout("tcp", a[0], 5*time.Second)
+		if err != nil {
+			return err
+		}
+		_, err = c.Write([]byte("hello from the guest"))
+		c.Close()
+		return err
+	case "limits":
+		for _, r := range []int{unix.RLIMIT_NOFILE, unix.RLIMIT_CORE, unix.RLIMIT_STACK} {
+			var l unix.Rlimit
+			if err := unix.Getrlimit(r, &l); err != nil {
+				return err
+			}
+			fmt.Println(l.Cur, l.Max)
+		}
+		return nil
+	case "nonewprivs":
+		n, err := unix.PrctlRetInt(unix.PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0)
+		fmt.Println(n)
+		return err
+	case "eat": // MEGABYTES
+		n, _ := strconv.Atoi(a[0])
+		b := make([]byte, n<<20)
+		for i := 0; i < len(b); i += 4096 {
+			b[i] = 1
+		}
+		time.Sleep(200 * time.Millisecond)
+		fmt.Println("ate", len(b))
+		return nil
+	case "files": // DIR COUNT BYTES
+		n, _ := strconv.Atoi(a[1])
+		size, _ := strconv.Atoi(a[2])
+		for i := range n {
+			d := fmt.Sprintf("%s/%d", a[0], i/1000)
+			if err := os.MkdirAll(d, 0o755); err != nil {
+				return err
+			}
+			if err := os.WriteFile(fmt.Sprintf("%s/%d", d, i), make([]byte, size), 0o644); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	return fmt.Errorf("unknown command")
+}
+
+func guestMmap(path string) error {
+	f, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	const size = 1 << 20
+	if err := f.Truncate(size); err != nil {
+		return err
+	}
+	b, err := unix.Mmap(int(f.Fd()), 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
+		return err
+	}
+	for i := range b {
+		b[i] = byte('a' + i%26)
+	}
+	return nil // neither msync nor munmap
+}
+
+func guestSparse(path string, size int64) error {
+	f, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	if _, err := f.WriteAt([]byte("end"), size-3); err != nil {
+		return err
+	}
+	return f.Close()
+}
+
+func guestDeep(dir, depth string) error {
+	n, _ := strconv.Atoi(depth)
+	if err := os.Chdir(dir); err != nil {
+		return err
+	}
+	for range n {
+		if err := os.Mkdir("directory", 0o755); err != nil {
+			return err
+		}
+		if err := os.Chdir("directory"); err != nil {
+			return err
+		}
+	}
+	return os.WriteFile("bottom", []byte("deep"), 0o644)
+}
+
+// guestFDs prints the descriptors that the process was given.
+func guestFDs() error {
+	for fd := range 1024 {
+		var st unix.Stat_t
+		flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0)
+		if err != nil || flags&unix.FD_CLOEXEC != 0 { // Go's own have it
+			continue
+		}
+		if err := unix.Fstat(fd, &st); err != nil {
+			return err
+		}
+		fmt.Printf("%d %o\n", fd, st.Mode&unix.S_IFMT)
+	}
+	return nil
+}
+
+// guestLeakPipe leaves stdout's writing end in a socket's queue, where it
+// survives its process.
+func guestLeakPipe() error {
+	p, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_DGRAM, 0)
+	if err != nil {
+		return err
+	}
+	// Each end in the other's queue, so that closing them frees neither.
+	for i := range p {
+		if err := unix.Sendmsg(p[i], []byte("x"), unix.UnixRights(p[0], p[1], 1), nil, 0); err != nil {
+			return err
+		}
+	}
+	fmt.Println("leaked")
+	return nil
+}
+
+func guestUnlinked(dir string) error {
+	f, err := os.Create(dir + "/unlinked")
+	if err != nil {
+		return err
+	}
+	if err := os.Remove(f.Name()); err != nil {
+		return err
+	}
+	if _, err := f.Write(make([]byte, 1<<20)); err != nil {
+		return err
+	}
+	if _, err := f.Seek(0, 0); err != nil {
+		return err
+	}
+	var st syscall.Stat_t
+	if err := syscall.Fstat(int(f.Fd()), &st); err != nil {
+		return err
+	}
+	fmt.Println(st.Size, st.Nlink)
+	return nil
+}
