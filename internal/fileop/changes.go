@@ -296,17 +296,17 @@ func (c *Changes) dir(p string) (*inode, error) {
 	if p == "." {
 		return i, nil
 	}
-	at := ""
+	at := 0
 	for name := range strings.SplitSeq(p, "/") {
-		at = path.Join(at, name)
-		k, err := c.kid(i, at, name)
+		at += len(name)
+		k, err := c.kid(i, p[:at], name)
 		if err != nil {
 			return nil, err
 		}
 		if !k.node.IsDir() {
 			return nil, pathError("lstat", p, syscall.ENOTDIR)
 		}
-		i = k
+		i, at = k, at+1
 	}
 	return i, nil
 }

@@ -66,6 +66,7 @@ func (c *Changes) unpack(ctx context.Context, src tree.Tree, s, dest string, own
 	u := unpacker{
 		c: c, ctx: ctx, into: into, own: own,
 		metadata: or(c.opt.Limits.Metadata, defaultMetadata), content: or(c.opt.Limits.Content, defaultContent),
+		buf: make([]byte, 128<<10),
 	}
 	return true, u.run(tar.NewReader(r))
 }
@@ -101,6 +102,7 @@ type unpacker struct {
 	// What is left of the limits.
 	metadata, content int64
 	dirs              []dirTime
+	buf               []byte
 }
 
 // dirTime is a directory's time, set when it is full.
@@ -310,7 +312,7 @@ func (u *unpacker) regular(p string, h *tar.Header, r io.Reader) (*inode, error)
 	if u.content -= h.Size; u.content < 0 || h.Size < 0 {
 		return nil, errors.New("too much content")
 	}
-	at, err := u.c.spool.add(u.c.opt.Dir, r, h.Size)
+	at, err := u.c.spool.add(u.c.opt.Dir, r, h.Size, u.buf)
 	if err != nil {
 		return nil, err
 	}
