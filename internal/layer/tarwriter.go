@@ -2,8 +2,10 @@ package layer
 
 import (
 	"archive/tar"
+	"encoding/base64"
 	"fmt"
 	"io"
+	"net/url"
 	"path"
 	"strings"
 	"time"
@@ -40,10 +42,18 @@ func NewTarWriter(w io.Writer) *TarWriter {
 // content, exactly n.Size bytes; it is called at most once, and not for a
 // second name of a hard-linked file (n.Inode != 0 and n.Nlink > 1). A node that
 // is a whiteout or opaque directory is written as the OCI whiteout for it.
-// Sockets are left out, as every builder does: tar has none.
+// Sockets are left out, as every builder does: tar has none. A node that would
+// not come back from the tar as itself is refused: a name that begins with
+// ".wh.", is longer than 255 bytes or leads out of the root, say.
 func (w *TarWriter) Add(p string, n tree.Node, target string, open func() (io.ReadCloser, error)) error {
-	if p == "." || n.Mode&tree.ModeType == tree.ModeSocket {
+	if p == "." {
+		return w.opaque(p, n)
+	}
+	if n.Mode&tree.ModeType == tree.ModeSocket {
 		return nil
+	}
+	if err := checkPath(p); err != nil {
+		return fmt.Errorf("write layer entry %q: %w", p, err)
 	}
 	if n.IsWhiteout() {
 		dir, base := path.Split(p)
@@ -60,45 +70,92 @@ func (w *TarWriter) Add(p string, n tree.Node, target string, open func() (io.Re
 		}
 		w.links[n.Inode] = p
 	}
-	for k, v := range n.Xattr {
-		if strings.HasPrefix(k, "trusted.overlay.") {
-			continue
-		}
-		if h.PAXRecords == nil {
-			h.PAXRecords = map[string]string{}
-		}
-		h.PAXRecords["SCHILY.xattr."+k] = v
+	if err := describe(h, n, target); err != nil {
+		return fmt.Errorf("write layer entry %q: %w", p, err)
+	}
+	if err := w.header(h); err != nil {
+		return err
+	}
+	switch h.Typeflag {
+	case tar.TypeReg:
+		return w.content(p, n.Size, open)
+	case tar.TypeDir:
+		return w.opaque(p, n)
+	}
+	return nil
+}
+
+// describe completes the header of an entry that is not a hard link.
+func describe(h *tar.Header, n tree.Node, target string) error {
+	if err := setXattrs(h, n.Xattr); err != nil {
+		return err
 	}
 	switch n.Mode & tree.ModeType {
 	case tree.ModeRegular:
 		h.Typeflag, h.Size = tar.TypeReg, n.Size
-		if err := w.header(h); err != nil {
-			return err
-		}
-		return w.content(p, n.Size, open)
+		return nil
 	case tree.ModeDir:
-		h.Typeflag, h.Name = tar.TypeDir, p+"/"
-		if err := w.header(h); err != nil {
-			return err
-		}
-		if n.IsOpaque() {
-			return w.marker(p + "/" + whiteoutOpaque)
-		}
+		h.Typeflag, h.Name = tar.TypeDir, h.Name+"/"
 		return nil
 	case tree.ModeSymlink:
 		h.Typeflag, h.Linkname = tar.TypeSymlink, target
+		return checkTarget(target)
 	case tree.ModeFIFO:
 		h.Typeflag = tar.TypeFifo
-	case tree.ModeChar, tree.ModeBlock:
+		return nil
+	case tree.ModeChar:
 		h.Typeflag = tar.TypeChar
-		if n.Mode&tree.ModeType == tree.ModeBlock {
-			h.Typeflag = tar.TypeBlock
-		}
-		h.Devmajor, h.Devminor = int64(n.Major), int64(n.Minor)
+	case tree.ModeBlock:
+		h.Typeflag = tar.TypeBlock
 	default:
-		return fmt.Errorf("write layer entry %q: unknown file type %#o", p, n.Mode&tree.ModeType)
+		return fmt.Errorf("unknown file type %#o", n.Mode&tree.ModeType)
 	}
-	return w.header(h)
+	h.Devmajor, h.Devminor = int64(n.Major), int64(n.Minor)
+	return checkDev(h)
+}
+
+// opaque writes what hides a directory's content in lower layers, if n is opaque.
+func (w *TarWriter) opaque(p string, n tree.Node) error {
+	if !n.IsOpaque() {
+		return nil
+	}
+	return w.marker(path.Join(p, whiteoutOpaque))
+}
+
+// setXattrs puts extended attributes into a header, as "SCHILY.xattr." records
+// where PAX can, else as libarchive's. Overlayfs' own are not part of a layer.
+func setXattrs(h *tar.Header, xattrs map[string]string) error {
+	for k, v := range xattrs {
+		if strings.HasPrefix(k, xattrPrivate) {
+			continue
+		}
+		if err := checkXattr(k, v); err != nil {
+			return err
+		}
+		rec := paxSchily + k
+		if strings.Contains(k, "=") { // ends the key of a PAX record
+			rec, v = paxLibarchive+url.PathEscape(k), base64.RawStdEncoding.EncodeToString([]byte(v))
+			rec = strings.ReplaceAll(rec, "=", "%3D")
+		}
+		if h.PAXRecords == nil {
+			h.PAXRecords = map[string]string{}
+		}
+		h.PAXRecords[rec] = v
+	}
+	return nil
+}
+
+// checkPath refuses a name that would not come back as itself from a tar.
+func checkPath(p string) error {
+	if tree.Clean(p) != p || len(p) > maxPath {
+		return fmt.Errorf("path of %d bytes is not possible", len(p))
+	}
+	for c := range strings.SplitSeq(p, "/") {
+		if err := checkComponent(c); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (w *TarWriter) marker(name string) error {
