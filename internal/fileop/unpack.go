@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/kiln-build/kiln/internal/fileop/decompress"
 	"github.com/kiln-build/kiln/internal/rootfs"
 	"github.com/kiln-build/kiln/internal/tree"
 )
@@ -58,7 +59,7 @@ func (c *Changes) unpack(ctx context.Context, src tree.Tree, s, dest string, own
 		return false, err
 	}
 	defer f.Close()
-	r, err := decompress(cancellable{ctx, f})
+	r, err := decompress.New(cancellable{ctx, f})
 	if err != nil {
 		return false, err
 	}
@@ -85,7 +86,7 @@ func isArchive(src tree.Tree, p string) (bool, error) {
 		return false, err
 	}
 	defer f.Close()
-	r, err := decompress(f)
+	r, err := decompress.New(f)
 	if err != nil {
 		return false, nil //nolint:nilerr // what cannot be decompressed is no archive
 	}
