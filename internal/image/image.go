@@ -6,6 +6,7 @@ package image
 import (
 	"context"
 	"io"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -20,6 +21,10 @@ type Layer struct {
 	// Origin is the repository, "registry.example/name", from which Blob
 	// can be fetched. Empty: only the local store can have it.
 	Origin string `json:"origin,omitempty"`
+	// Created is when a build made the layer. Zero: it came with an image,
+	// whose history knows. It is kept with the layer so that a build which
+	// finds everything in the cache gives the same image, byte by byte.
+	Created time.Time `json:"created,omitzero"`
 }
 
 // Image is one platform's image as a registry, archive or the local store has it.

@@ -18,6 +18,7 @@ type builder struct {
 	xattrSz int64
 	pending []pendingLink
 	stack   []*inode
+	plain   bool // names have no meaning but as names
 }
 
 // inode is one file. Names are in the directories that have it.
@@ -113,7 +114,7 @@ func (b *builder) lookupDir(p string, create bool) (*inode, error) {
 			if !create {
 				return nil, errMissing
 			}
-			if err := checkComponent(c); err != nil {
+			if err := b.checkComponent(c); err != nil {
 				return nil, err
 			}
 			d := &inode{mode: tree.ModeDir | 0o755, flags: flagImplied, dir: &directory{}}
@@ -206,7 +207,7 @@ func linkable(in *inode) error {
 
 // lookupTarget finds what a hard link names; a symbolic link at its end is not followed.
 func (b *builder) lookupTarget(target string) (dir *inode, base string, in *inode, err error) {
-	parent, base, kind, err := parseName(target)
+	parent, base, kind, err := b.parseName(target)
 	if err != nil {
 		return nil, "", nil, err
 	}

@@ -56,13 +56,19 @@ func parseName(name string) (dir, base string, kind entryKind, err error) {
 
 // checkComponent refuses what cannot be one name in a directory of a layer.
 func checkComponent(c string) error {
+	if strings.HasPrefix(c, whiteoutPrefix) {
+		return fmt.Errorf("file name %q begins with %q, which image layers reserve for deletions", c, whiteoutPrefix)
+	}
+	return checkName(c)
+}
+
+// checkName refuses what cannot be one name in any directory.
+func checkName(c string) error {
 	switch {
 	case c == "" || c == "." || c == "..":
 		return fmt.Errorf("%q is no file name", c)
 	case len(c) > maxName:
 		return fmt.Errorf("file name %.32q… is longer than %d bytes", c, maxName)
-	case strings.HasPrefix(c, whiteoutPrefix):
-		return fmt.Errorf("file name %q begins with %q, which image layers reserve for deletions", c, whiteoutPrefix)
 	case strings.ContainsAny(c, "/\x00"):
 		return fmt.Errorf("%q is no file name", c)
 	}

@@ -1,0 +1,104 @@
+package build
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"strings"
+	"sync"
+
+	"github.com/containerd/platforms"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/kiln-build/kiln/internal/image"
+	"github.com/kiln-build/kiln/internal/registry"
+	"github.com/kiln-build/kiln/internal/store"
+)
+
+// images resolves what a Dockerfile starts from: an image of the local store
+// first, as docker does, then the registry. What was resolved once stays so
+// for the whole build.
+type images struct {
+	store    *store.Store
+	registry *registry.Client
+	pull     bool
+	layouts  map[string]*image.Layout
+
+	mu   sync.Mutex
+	seen map[string]*image.Image
+}
+
+func key(ref string, p ocispec.Platform) string {
+	return platforms.FormatAll(platforms.Normalize(p)) + " " + ref
+}
+
+// remember keeps an image under all the references that the front end may use for it.
+func (s *images) remember(ref string, p ocispec.Platform, img *image.Image) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.seen == nil {
+		s.seen = map[string]*image.Image{}
+	}
+	s.seen[key(ref, p)] = img
+	if !strings.Contains(ref, "@") {
+		s.seen[key(ref+"@"+img.Digest.String(), p)] = img
+	}
+}
+
+func (s *images) recall(ref string, p ocispec.Platform) *image.Image {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.seen[key(ref, p)]
+}
+
+// Resolve implements frontend.Images and engine.Images.
+func (s *images) Resolve(ctx context.Context, ref string, p ocispec.Platform) (*image.Image, error) {
+	if img := s.recall(ref, p); img != nil {
+		return img, nil
+	}
+	img, err := s.resolve(ctx, ref, p)
+	if err != nil {
+		return nil, err
+	}
+	s.remember(ref, p, img)
+	return img, nil
+}
+
+func (s *images) resolve(ctx context.Context, ref string, p ocispec.Platform) (*image.Image, error) {
+	name, err := registry.NormalizeRef(ref)
+	if err != nil {
+		return nil, err
+	}
+	if !s.pull {
+		img, err := image.FromStore(s.store, name, p)
+		if err == nil || !errors.Is(err, fs.ErrNotExist) {
+			return img, err
+		}
+	}
+	return s.registry.Resolve(ctx, name, p)
+}
+
+// ResolveLayout implements frontend.Images and engine.Images.
+func (s *images) ResolveLayout(ctx context.Context, name string, d digest.Digest, p ocispec.Platform) (*image.Image, error) {
+	l := s.layouts[name]
+	if l == nil {
+		return nil, fmt.Errorf("there is no OCI layout %q", name)
+	}
+	return l.Resolve(ctx, d.String(), p)
+}
+
+// Fetch implements image.Fetcher.
+func (s *images) Fetch(ctx context.Context, l image.Layer) (io.ReadCloser, error) {
+	if l.Origin == "" {
+		for _, lo := range s.layouts {
+			if r, err := lo.Fetch(ctx, l); err == nil {
+				return r, nil
+			}
+		}
+		return nil, fmt.Errorf("layer %s is not in the local store any more, and it has no registry to come from", l.DiffID)
+	}
+	return s.registry.Fetch(ctx, l)
+}

@@ -1,0 +1,163 @@
+package build
+
+import (
+	"context"
+	"fmt"
+	"sync"
+
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sync/semaphore"
+
+	"github.com/kiln-build/kiln/internal/export"
+	"github.com/kiln-build/kiln/internal/image"
+	"github.com/kiln-build/kiln/internal/registry"
+)
+
+// uploads compresses the result's layers, and sends them to where they are to
+// go, while later steps still run.
+type uploads struct {
+	j       *job
+	wg      sync.WaitGroup
+	packing *semaphore.Weighted // compression uses all CPUs: one layer at a time
+
+	mu      sync.Mutex
+	layers  []*upload
+	pushers []*export.Push
+	opened  bool
+	openErr error
+}
+
+// upload is one layer on its way.
+type upload struct {
+	diffID digest.Digest
+	done   chan struct{}
+	layer  image.Layer // once done: with its blob
+	err    error
+}
+
+func newUploads(j *job) *uploads { return &uploads{j: j, packing: semaphore.NewWeighted(1)} }
+
+// begin starts what is new in layers; calls repeat and extend each other.
+func (u *uploads) begin(ctx context.Context, layers []image.Layer) {
+	if !u.j.needsImage() {
+		return
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	for i, l := range layers {
+		if i < len(u.layers) {
+			if u.layers[i].diffID == l.DiffID {
+				continue
+			}
+			u.layers = u.layers[:i] // cannot be, but must not push a wrong layer
+		}
+		p := &upload{diffID: l.DiffID, done: make(chan struct{})}
+		u.layers = append(u.layers, p)
+		u.wg.Add(1)
+		go func() {
+			defer u.wg.Done()
+			defer close(p.done)
+			p.layer, p.err = u.send(ctx, l)
+		}()
+	}
+}
+
+func (u *uploads) send(ctx context.Context, l image.Layer) (image.Layer, error) {
+	l, err := u.pack(ctx, l)
+	if err != nil {
+		return l, err
+	}
+	ps, err := u.open(ctx)
+	if err != nil {
+		return l, err
+	}
+	for _, p := range ps {
+		if err := p.Layer(ctx, l); err != nil {
+			return l, err
+		}
+	}
+	return l, nil
+}
+
+// pack gives a layer its compressed blob. A layer that some registry has
+// keeps the blob it has there.
+func (u *uploads) pack(ctx context.Context, l image.Layer) (image.Layer, error) {
+	if l.Origin != "" && l.Blob.Digest != "" {
+		return l, nil
+	}
+	if err := u.packing.Acquire(ctx, 1); err != nil {
+		return l, context.Cause(ctx)
+	}
+	defer u.packing.Release(1)
+	return image.Pack(ctx, u.j.Store, l, u.j.req.Compression, 0)
+}
+
+// open opens the registries that the image goes to, once.
+func (u *uploads) open(ctx context.Context) ([]*export.Push, error) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.opened {
+		return u.pushers, u.openErr
+	}
+	u.opened = true
+	u.pushers, u.openErr = u.j.openPushes(ctx)
+	return u.pushers, u.openErr
+}
+
+// openPushes opens one push for each repository.
+func (j *job) openPushes(ctx context.Context) ([]*export.Push, error) {
+	if j.pushes != nil {
+		return j.pushes, nil
+	}
+	byRepo := map[string]*export.Push{}
+	for _, ref := range j.pushRefs() {
+		repo, err := registry.Repository(ref)
+		if err != nil {
+			return nil, err
+		}
+		if p := byRepo[repo]; p != nil {
+			p.Refs = append(p.Refs, ref)
+			continue
+		}
+		p, err := export.OpenPush(ctx, j.Registry, j.Store, j.images, ref, j.Progress)
+		if err != nil {
+			return nil, err
+		}
+		byRepo[repo] = p
+		j.pushes = append(j.pushes, p)
+	}
+	return j.pushes, nil
+}
+
+// pushRefs are all references that the image is pushed as.
+func (j *job) pushRefs() (refs []string) {
+	seen := map[string]bool{}
+	for _, o := range j.outputs {
+		if !o.ToRegistry() {
+			continue
+		}
+		for _, r := range append(append([]string{}, j.tags...), o.Names...) {
+			if !seen[r] {
+				seen[r] = true
+				refs = append(refs, r)
+			}
+		}
+	}
+	return refs
+}
+
+// finish waits for all layers and returns them with their blobs.
+func (u *uploads) finish() ([]image.Layer, error) {
+	var out []image.Layer
+	for _, p := range u.layers {
+		<-p.done
+		if p.err != nil {
+			return nil, fmt.Errorf("layer %s: %w", p.diffID.Encoded()[:12], p.err)
+		}
+		out = append(out, p.layer)
+	}
+	return out, nil
+}
+
+// wait waits for what is under way, successful or not.
+func (u *uploads) wait() { u.wg.Wait() }

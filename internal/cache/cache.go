@@ -1,0 +1,91 @@
+// Package cache remembers what operations produced: cache key → Record.
+//
+// A key covers everything that the result depends on (docs/design/cache-key.md), so
+// a record is never wrong, only gone. Index is the seam behind which the
+// local store and, later, registries stand.
+package cache
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/kiln-build/kiln/internal/image"
+)
+
+// Record is what one operation produced.
+type Record struct {
+	// Layers of the resulting root file system, the bottom first: the whole
+	// chain, so that a hit needs no other record.
+	Layers []image.Layer `json:"layers"`
+	// Created is when the operation ran.
+	Created time.Time `json:"created"`
+}
+
+// Index looks records up by key. Safe for concurrent use.
+type Index interface {
+	// Lookup returns nil and no error if there is no record.
+	Lookup(ctx context.Context, key digest.Digest) (*Record, error)
+	// Save keeps a record; a record of the same key is replaced.
+	Save(ctx context.Context, key digest.Digest, r Record) error
+}
+
+// recordKind is the name under which the store keeps cache records.
+const recordKind = "cache"
+
+// Records is the part of the store that Local needs.
+type Records interface {
+	GetRecord(kind, key string) ([]byte, error)
+	PutRecord(kind, key string, b []byte) error
+}
+
+// Local is the Index of the local store.
+type Local struct{ records Records }
+
+// NewLocal returns the Index that keeps its records in s.
+func NewLocal(s Records) *Local { return &Local{records: s} }
+
+// Lookup implements Index. A record that cannot be read is no record.
+func (l *Local) Lookup(_ context.Context, key digest.Digest) (*Record, error) {
+	b, err := l.records.GetRecord(recordKind, key.String())
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("look up cache record: %w", err)
+	}
+	var r Record
+	if json.Unmarshal(b, &r) != nil || !valid(r) {
+		return nil, nil
+	}
+	return &r, nil
+}
+
+func valid(r Record) bool {
+	for _, l := range r.Layers {
+		if l.DiffID.Validate() != nil {
+			return false
+		}
+		if l.Blob.Digest != "" && (l.Blob.Digest.Validate() != nil || l.Blob.Size < 0) {
+			return false
+		}
+	}
+	return true
+}
+
+// Save implements Index.
+func (l *Local) Save(_ context.Context, key digest.Digest, r Record) error {
+	b, err := json.Marshal(r)
+	if err != nil {
+		return fmt.Errorf("save cache record: %w", err)
+	}
+	if err := l.records.PutRecord(recordKind, key.String(), b); err != nil {
+		return fmt.Errorf("save cache record: %w", err)
+	}
+	return nil
+}

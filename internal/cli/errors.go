@@ -1,0 +1,74 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/kiln-build/kiln/internal/diag"
+	"github.com/kiln-build/kiln/internal/progress"
+)
+
+// PrintError writes err for its user: the lines of the Dockerfile that it is
+// about, what failed, and what to do. Control characters from outside (a
+// registry's answer, a file's content) are left out.
+func PrintError(w io.Writer, err error) {
+	var b strings.Builder
+	at, hint := details(err)
+	if at != nil {
+		excerpt(&b, at)
+	}
+	lines := strings.Split(strings.TrimRight(err.Error(), "\n"), "\n")
+	for i, l := range lines {
+		if i == 0 {
+			l = "ERROR: " + l
+		}
+		b.WriteString(progress.Clean(l) + "\n")
+	}
+	if hint != "" {
+		b.WriteString("hint: " + progress.Clean(hint) + "\n")
+	}
+	_, _ = io.WriteString(w, b.String())
+}
+
+// details are the place and the hint nearest to the outside of err's chain.
+func details(err error) (at *diag.Location, hint string) {
+	for err != nil {
+		var d *diag.Error
+		if !errors.As(err, &d) {
+			break
+		}
+		if at == nil {
+			at = d.At
+		}
+		if hint == "" {
+			hint = d.Hint
+		}
+		err = d.Err
+	}
+	return at, hint
+}
+
+// excerpt shows the lines of at with some around them, in BuildKit's form.
+func excerpt(b *strings.Builder, at *diag.Location) {
+	first, last := at.Line, max(at.EndLine, at.Line)
+	if first < 1 || first > len(at.Source) {
+		return
+	}
+	last = min(last, len(at.Source))
+	around := 2
+	if first != last {
+		around = 1
+	}
+	fmt.Fprintf(b, "%s:%d\n--------------------\n", progress.Clean(at.File), first)
+	for n := max(first-around, 1); n <= min(last+around, len(at.Source)); n++ {
+		mark := "   "
+		if n >= first && n <= last {
+			mark = ">>>"
+		}
+		line := progress.Clean(strings.TrimRight(at.Source[n-1], "\r\n"))
+		b.WriteString(strings.TrimRight(fmt.Sprintf(" %3d | %s %s", n, mark, line), " ") + "\n")
+	}
+	b.WriteString("--------------------\n")
+}

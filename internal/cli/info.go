@@ -1,0 +1,137 @@
+package cli
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"os"
+	"runtime"
+	"strings"
+
+	"github.com/kiln-build/kiln/internal/store"
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+)
+
+// machineInfo is what decides how builds run here.
+type machineInfo struct {
+	Version  Version
+	Kernel   string
+	CPUs     int
+	UID      int
+	Process  map[string]string // of /proc/self/status: capabilities, seccomp, no_new_privs
+	Store    string
+	Free     int64 // bytes free for the store
+	Usage    store.Usage
+	StoreErr string `json:",omitempty"`
+}
+
+func newInfoCommand(app *App) *cobra.Command {
+	var format string
+	cmd := &cobra.Command{
+		Use:     "info [OPTIONS]",
+		Short:   "Show what this machine allows, and what the store holds",
+		Long:    "Show what kiln finds here: its version, the privileges that it has, and what the store holds.",
+		Example: "  kiln info --format json",
+		Args:    nargs(0, 0),
+	}
+	cmd.Flags().StringVarP(&format, "format", "f", "", "format of the output: json or a Go template")
+	root := app.storeFlag(cmd)
+	completeFormats(cmd)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		i := app.machine(cmd, *root)
+		switch format {
+		case "":
+			return app.printInfo(i)
+		case "json":
+			return json.NewEncoder(app.Out).Encode(i)
+		}
+		return printTemplate(app.Out, unescape(format), []machineInfo{i})
+	}
+	return cmd
+}
+
+func (a *App) machine(cmd *cobra.Command, root string) machineInfo {
+	i := machineInfo{
+		Version: buildVersion(), Kernel: kernel(), CPUs: runtime.GOMAXPROCS(0), UID: os.Geteuid(), Process: privileges(),
+	}
+	st, err := a.openStore(root)
+	if err == nil {
+		i.Store = st.Root()
+		i.Usage, err = st.Usage(cmd.Context())
+		var fs unix.Statfs_t
+		if e := unix.Statfs(i.Store, &fs); e == nil {
+			i.Free = int64(fs.Bavail) * fs.Bsize
+		}
+	}
+	if err != nil {
+		i.StoreErr = err.Error()
+	}
+	return i
+}
+
+func kernel() string {
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		return ""
+	}
+	return unix.ByteSliceToString(u.Sysname[:]) + " " + unix.ByteSliceToString(u.Release[:])
+}
+
+// privileges are the lines of /proc/self/status that tell what this process may do.
+func privileges() map[string]string {
+	m := map[string]string{}
+	b, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		return m
+	}
+	for s := bufio.NewScanner(bytes.NewReader(b)); s.Scan(); {
+		key, value, _ := strings.Cut(s.Text(), ":")
+		switch key {
+		case "CapEff", "CapBnd", "NoNewPrivs", "Seccomp":
+			m[key] = strings.TrimSpace(value)
+		}
+	}
+	return m
+}
+
+func (a *App) printInfo(i machineInfo) error {
+	seccomp := map[string]string{"0": "none", "1": "strict", "2": "filter"}[i.Process["Seccomp"]]
+	caps := i.Process["CapEff"]
+	if strings.Trim(caps, "0") == "" {
+		caps = "none"
+	}
+	gain := "may gain privileges"
+	if i.Process["NoNewPrivs"] == "1" {
+		gain = "may gain none (no_new_privs)"
+	}
+	lines := [][2]string{
+		{"Version", i.Version.String()},
+		{"Kernel", i.Kernel},
+		{"CPUs", itoa(i.CPUs)},
+		{"User", fmt.Sprintf("uid %d, %s", i.UID, gain)},
+		{"Capabilities", caps},
+		{"Seccomp", seccomp},
+		{"Store", i.Store},
+	}
+	if i.StoreErr != "" {
+		lines[len(lines)-1][1] = "cannot be used: " + i.StoreErr
+	} else {
+		lines = append(lines,
+			[2]string{" Free", humanSize(i.Free)},
+			[2]string{" Images", fmt.Sprintf("%d %s", i.Usage.Tags.Count, plural(i.Usage.Tags.Count, "name"))},
+			[2]string{" Blobs", amount(i.Usage.Blobs)},
+			[2]string{" Layers", amount(i.Usage.Layers)},
+			[2]string{" Total", humanSize(i.Usage.Total())},
+		)
+	}
+	for _, l := range lines {
+		if _, err := fmt.Fprintf(a.Out, "%-14s%s\n", l[0]+":", l[1]); err != nil {
+			return fmt.Errorf("write output: %w", err)
+		}
+	}
+	return nil
+}
+
+func amount(a store.Amount) string { return fmt.Sprintf("%d, %s", a.Count, humanSize(a.Bytes)) }

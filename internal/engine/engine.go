@@ -1,0 +1,303 @@
+// Package engine computes a graph of operations: each at most once, none that
+// no result needs, independent ones at the same time.
+//
+// Every operation has a key, computed once from its fields and its inputs'
+// keys, before anything runs. The engine asks the cache from the target
+// backwards: a hit makes everything that only it needs unnecessary. An
+// operation that was missed has its inputs computed, and is then asked for once more by what
+// they really contain, so that a rebuilt stage with the same content goes no further.
+// docs/design/cache-key.md explains both keys.
+//
+// The engine knows no registry: images come through Images.
+package engine
+
+import (
+	"context"
+	"fmt"
+	"runtime"
+	"sync"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sync/semaphore"
+
+	"github.com/kiln-build/kiln/internal/cache"
+	"github.com/kiln-build/kiln/internal/image"
+	"github.com/kiln-build/kiln/internal/layer"
+	"github.com/kiln-build/kiln/internal/progress"
+	"github.com/kiln-build/kiln/internal/sandbox"
+	"github.com/kiln-build/kiln/internal/store"
+	"github.com/kiln-build/kiln/internal/tree"
+)
+
+// Images resolves and fetches the images that a build starts from.
+type Images interface {
+	Resolve(ctx context.Context, ref string, p ocispec.Platform) (*image.Image, error)
+	ResolveLayout(ctx context.Context, store string, d digest.Digest, p ocispec.Platform) (*image.Image, error)
+	image.Fetcher
+}
+
+// Config is what the engine works with. All fields but the last three are needed.
+type Config struct {
+	Store  *store.Store
+	Cache  cache.Index
+	Images Images
+	// Sandbox is asked for when the first RUN step is to run, and once.
+	Sandbox func(ctx context.Context) (sandbox.Sandbox, error)
+	// Trees are the local contexts by name.
+	Trees map[string]tree.Tree
+	// ResolvConf is shown to RUN steps as /etc/resolv.conf.
+	ResolvConf []byte
+
+	Progress *progress.Recorder
+	// Parallel bounds the RUN steps that run at the same time; 0: as many as there are CPUs, two at least.
+	Parallel int
+	// OnLayers is told, while the build goes on, of layers that the result
+	// will have, from the bottom: each call repeats and extends the one before.
+	OnLayers func([]image.Layer)
+}
+
+// Solve computes the graph's target and returns the layers of its file system.
+// Every layer is in the store, or can be fetched from its origin.
+func Solve(ctx context.Context, c Config, g *Graph) ([]image.Layer, error) {
+	if g.Target.Op == nil {
+		return nil, nil
+	}
+	n := c.Parallel
+	if n == 0 {
+		n = max(2, runtime.NumCPU())
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	r := &run{
+		Config: c, fail: cancel, slots: semaphore.NewWeighted(int64(n)), states: map[*Op]*state{},
+		readers: map[digest.Digest]*layer.Reader{}, sandboxOnce: sync.OnceValues(func() (sandbox.Sandbox, error) { return c.Sandbox(ctx) }),
+	}
+	defer r.close()
+	for _, op := range g.Ops {
+		s := &state{op: op, consumers: map[*Op]bool{}}
+		r.states[op] = s
+		for _, in := range op.Inputs {
+			if in.Op != nil {
+				r.states[in.Op].consumers[op] = true
+			}
+		}
+	}
+	for _, op := range g.Ops {
+		r.states[op].step = c.Progress.Step(op.Name, op.Stage)
+	}
+	for op := g.Target.Op; op != nil; op = base(op) {
+		r.states[op].inResult = true
+	}
+	out, err := r.eval(ctx, g.Target.Op)
+	if cause := context.Cause(ctx); cause != nil {
+		return nil, cause // the first failure, or why the build was ended
+	}
+	if err != nil {
+		return nil, err
+	}
+	for _, op := range g.Ops {
+		r.states[op].step.Cached() // whatever was not needed
+	}
+	return out.layers, nil
+}
+
+// base is the operation whose layers are at the bottom of op's result, nil if none.
+func base(op *Op) *Op {
+	n := 0
+	if f, ok := op.Do.(*File); ok {
+		ref := f.Actions[f.Result].Base
+		for ref.Kind == RefAction {
+			ref = f.Actions[ref.N].Base
+		}
+		if ref.Kind == RefScratch {
+			return nil
+		}
+		n = ref.N
+	}
+	if n >= len(op.Inputs) {
+		return nil
+	}
+	return op.Inputs[n].Op
+}
+
+// run is one Solve.
+type run struct {
+	Config
+	fail        context.CancelCauseFunc // ends everything that the run does
+	slots       *semaphore.Weighted
+	states      map[*Op]*state
+	sandboxOnce func() (sandbox.Sandbox, error)
+	background  sync.WaitGroup
+
+	mu       sync.Mutex
+	readers  map[digest.Digest]*layer.Reader
+	sessions map[*Op]*session
+}
+
+// state is what a run knows about one operation.
+type state struct {
+	op        *Op
+	consumers map[*Op]bool
+	inResult  bool // its layers are the bottom of the target's
+	step      *progress.Step
+
+	keyOnce sync.Once
+	key     digest.Digest
+	keyErr  error
+	// copied are content digests of what the actions copy from contexts, by
+	// action. The key is computed before anything else needs it.
+	copied map[int]digest.Digest
+
+	evalOnce sync.Once
+	out      snapshot
+	err      error
+}
+
+// snapshot is the result of an operation: the layers of a root file system,
+// the bottom first, or a build context.
+type snapshot struct {
+	layers  []image.Layer
+	context tree.Tree // nil unless it is a context
+}
+
+func (r *run) close() {
+	r.mu.Lock()
+	for _, s := range r.sessions {
+		r.closeSession(s)
+	}
+	r.sessions = nil
+	r.mu.Unlock()
+	r.background.Wait()
+	for _, l := range r.readers {
+		l.Close()
+	}
+}
+
+// eval computes an operation, once.
+func (r *run) eval(ctx context.Context, op *Op) (snapshot, error) {
+	if op == nil {
+		return snapshot{}, nil
+	}
+	s := r.states[op]
+	s.evalOnce.Do(func() {
+		s.out, s.err = r.compute(ctx, s)
+		if s.err != nil {
+			if ctx.Err() == nil {
+				s.step.Done(s.err)
+			}
+			r.fail(s.err)
+			return
+		}
+		if s.inResult && r.OnLayers != nil {
+			r.OnLayers(s.out.layers)
+		}
+	})
+	return s.out, s.err
+}
+
+func (r *run) compute(ctx context.Context, s *state) (snapshot, error) {
+	switch do := s.op.Do.(type) {
+	case *Local:
+		defer s.step.Done(nil)
+		s.step.Start()
+		t, err := r.local(do)
+		return snapshot{context: t}, err
+	case *Image, *Layout:
+		return r.image(ctx, s)
+	}
+	key, err := r.keyOf(ctx, s.op)
+	if err != nil {
+		return snapshot{}, r.at(ctx, s.op, err)
+	}
+	if hit, err := r.lookup(ctx, s, key); hit != nil || err != nil {
+		return snapshot{layers: hit}, err
+	}
+	ins, err := r.inputs(ctx, s.op)
+	if err != nil {
+		return snapshot{}, err
+	}
+	content, err := r.contentKey(ctx, s.op, ins)
+	if err != nil {
+		return snapshot{}, r.at(ctx, s.op, err)
+	}
+	hit, err := r.lookup(ctx, s, content)
+	if err != nil {
+		return snapshot{}, err
+	}
+	if hit == nil {
+		if hit, err = r.do(ctx, s, ins); err != nil {
+			return snapshot{}, r.at(ctx, s.op, err)
+		}
+		if err := r.save(ctx, content, hit); err != nil {
+			return snapshot{}, err
+		}
+		s.step.Done(nil)
+	}
+	if err := r.save(ctx, key, hit); err != nil {
+		return snapshot{}, err
+	}
+	return snapshot{layers: hit}, nil
+}
+
+// inputs computes all inputs of op at the same time. What one begins may
+// outlive this (a sandbox's session), so they share the run's context.
+func (r *run) inputs(ctx context.Context, op *Op) ([]snapshot, error) {
+	out := make([]snapshot, len(op.Inputs))
+	var g errgroup.Group
+	for i, in := range op.Inputs {
+		g.Go(func() (err error) {
+			out[i], err = r.eval(ctx, in.Op)
+			return err
+		})
+	}
+	return out, g.Wait()
+}
+
+func (r *run) do(ctx context.Context, s *state, ins []snapshot) ([]image.Layer, error) {
+	s.step.Start()
+	switch do := s.op.Do.(type) {
+	case *Exec:
+		return r.exec(ctx, s, do, ins)
+	case *File:
+		return r.file(ctx, do, ins)
+	case *Merge:
+		var ls []image.Layer
+		for _, in := range ins {
+			ls = append(ls, in.layers...)
+		}
+		return ls, nil
+	default:
+		return nil, fmt.Errorf("operation %T is not known", do)
+	}
+}
+
+// lookup asks the cache. A record of which a layer can no longer be had is none.
+func (r *run) lookup(ctx context.Context, s *state, key digest.Digest) ([]image.Layer, error) {
+	if s.op.IgnoreCache {
+		return nil, nil
+	}
+	rec, err := r.Cache.Lookup(ctx, key)
+	if err != nil || rec == nil {
+		return nil, err
+	}
+	for _, l := range rec.Layers {
+		if !r.available(l) {
+			return nil, nil
+		}
+	}
+	s.step.Cached()
+	return append([]image.Layer{}, rec.Layers...), nil // never nil
+}
+
+func (r *run) available(l image.Layer) bool {
+	if r.Store.HasLayer(l.DiffID) {
+		return true
+	}
+	if l.Blob.Digest == "" {
+		return false
+	}
+	_, err := r.Store.StatBlob(l.Blob.Digest)
+	return err == nil || l.Origin != ""
+}

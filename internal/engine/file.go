@@ -1,0 +1,173 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"time"
+
+	"github.com/kiln-build/kiln/internal/fileop"
+	"github.com/kiln-build/kiln/internal/image"
+	"github.com/kiln-build/kiln/internal/tree"
+)
+
+// file computes a File: every action changes what the one before it made, and
+// the changes against the first base become one layer.
+func (r *run) file(ctx context.Context, f *File, ins []snapshot) ([]image.Layer, error) {
+	dir, cleanup, err := r.Store.TempDir("file")
+	if err != nil {
+		return nil, err
+	}
+	defer cleanup()
+	w := &fileRun{r: r, f: f, ins: ins, opt: fileop.Options{Dir: dir}, made: make([]made, len(f.Actions))}
+	defer w.close()
+	for i := range f.Actions {
+		if err := w.action(ctx, i); err != nil {
+			return nil, err
+		}
+	}
+	res := w.made[f.Result]
+	l, err := image.Commit(ctx, r.Store, image.CommitOptions{}, func(out io.Writer) error {
+		return res.changes.WriteTar(ctx, out)
+	})
+	if err != nil {
+		return nil, err
+	}
+	l.Created = time.Now().UTC()
+	return append(slices.Clip(res.base.layers), l), nil
+}
+
+// fileRun is one File on its way.
+type fileRun struct {
+	r    *run
+	f    *File
+	ins  []snapshot
+	opt  fileop.Options
+	made []made
+}
+
+// made is the result of an action: changes on top of an input.
+type made struct {
+	base    snapshot
+	changes *fileop.Changes
+}
+
+func (w *fileRun) close() {
+	for _, m := range w.made {
+		if m.changes != nil {
+			m.changes.Close()
+		}
+	}
+}
+
+// at is the file system that ref names, as the result of an action or as an input.
+func (w *fileRun) at(ref Ref) (made, error) {
+	switch {
+	case ref.Kind == RefScratch:
+		return made{}, nil
+	case ref.Kind == RefInput && ref.N >= 0 && ref.N < len(w.ins):
+		return made{base: w.ins[ref.N]}, nil
+	case ref.Kind == RefAction && ref.N >= 0 && ref.N < len(w.made) && w.made[ref.N].changes != nil:
+		return w.made[ref.N], nil
+	}
+	return made{}, fmt.Errorf("a file operation refers to input %d, which there is not", ref.N)
+}
+
+func (w *fileRun) tree(ctx context.Context, ref Ref) (tree.Tree, error) {
+	m, err := w.at(ref)
+	if err != nil {
+		return nil, err
+	}
+	if m.changes != nil {
+		return m.changes, nil
+	}
+	return w.r.treeOf(ctx, m.base)
+}
+
+func (w *fileRun) action(ctx context.Context, i int) error {
+	a := w.f.Actions[i]
+	m, err := w.at(a.Base)
+	if err != nil {
+		return err
+	}
+	switch {
+	case m.base.context != nil:
+		return errors.New("a build context cannot be changed")
+	case m.changes == nil:
+		t, err := w.r.treeOf(ctx, m.base)
+		if err != nil {
+			return err
+		}
+		m.changes = fileop.New(t, w.opt)
+	case w.usedAgain(a.Base, i):
+		m.changes = m.changes.Clone()
+	}
+	if err := w.apply(ctx, m.changes, a); err != nil {
+		return err
+	}
+	w.made[i] = m
+	return nil
+}
+
+// usedAgain: the result that ref names is wanted besides as action i's base.
+func (w *fileRun) usedAgain(ref Ref, i int) bool {
+	if ref.Kind == RefAction && ref.N == w.f.Result || w.f.Actions[i].Source == ref {
+		return true
+	}
+	return slices.ContainsFunc(w.f.Actions[i+1:], func(a Action) bool { return a.Base == ref || a.Source == ref })
+}
+
+func (w *fileRun) apply(ctx context.Context, c *fileop.Changes, a Action) error {
+	owner, err := w.owner(ctx, a)
+	if err != nil {
+		return err
+	}
+	switch {
+	case a.Copy != nil:
+		src, err := w.tree(ctx, a.Source)
+		if err != nil {
+			return err
+		}
+		do := *a.Copy
+		do.Owner = owner
+		return c.Copy(ctx, src, do)
+	case a.Mkfile != nil:
+		do := *a.Mkfile
+		do.Owner = owner
+		return c.Mkfile(ctx, do)
+	case a.Mkdir != nil:
+		do := *a.Mkdir
+		do.Owner = owner
+		return c.Mkdir(ctx, do)
+	case a.Remove != nil:
+		return c.Remove(ctx, *a.Remove)
+	case a.Link != nil:
+		do := *a.Link
+		do.Owner = owner
+		return c.Symlink(ctx, do)
+	}
+	return errors.New("a file action that does nothing")
+}
+
+// owner is the action's owner with the trees that know its names.
+func (w *fileRun) owner(ctx context.Context, a Action) (*fileop.Owner, error) {
+	o := a.owner()
+	if o == nil {
+		return nil, nil
+	}
+	named := func(id *fileop.ID, in Ref) (*fileop.ID, error) {
+		if id == nil || id.Name == "" {
+			return id, nil
+		}
+		t, err := w.tree(ctx, in)
+		return &fileop.ID{Name: id.Name, Tree: t}, err
+	}
+	u, err := named(o.User, a.UserIn)
+	if err != nil {
+		return nil, err
+	}
+	g, err := named(o.Group, a.GroupIn)
+	return &fileop.Owner{User: u, Group: g}, err
+}

@@ -1,0 +1,139 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/kiln-build/kiln/internal/cache"
+	"github.com/kiln-build/kiln/internal/diag"
+	"github.com/kiln-build/kiln/internal/image"
+	"github.com/kiln-build/kiln/internal/layer"
+	"github.com/kiln-build/kiln/internal/rootfs"
+	"github.com/kiln-build/kiln/internal/source/filter"
+	"github.com/kiln-build/kiln/internal/tree"
+)
+
+func (r *run) resolve(ctx context.Context, op *Op) (*image.Image, error) {
+	switch do := op.Do.(type) {
+	case *Image:
+		return r.Images.Resolve(ctx, do.Ref, do.Platform)
+	case *Layout:
+		return r.Images.ResolveLayout(ctx, do.Store, do.Digest, do.Platform)
+	}
+	return nil, fmt.Errorf("%T is not an image", op.Do)
+}
+
+// image computes an image operation: it is wanted because something is to be
+// done with its files, so it is pulled.
+func (r *run) image(ctx context.Context, s *state) (snapshot, error) {
+	img, err := r.resolve(ctx, s.op)
+	if err != nil {
+		return snapshot{}, r.at(ctx, s.op, err)
+	}
+	if r.present(img.Layers) {
+		s.step.Cached()
+		return snapshot{layers: img.Layers}, nil
+	}
+	s.step.Start()
+	ls, err := image.UnpackAll(ctx, r.Store, img.Layers, r.Images, func(n int, current int64) {
+		b := img.Layers[n].Blob
+		s.step.Transfer(short(b.Digest), current, b.Size)
+	})
+	if err != nil {
+		return snapshot{}, r.at(ctx, s.op, err)
+	}
+	s.step.Done(nil)
+	return snapshot{layers: ls}, nil
+}
+
+func (r *run) present(ls []image.Layer) bool {
+	for _, l := range ls {
+		if !r.Store.HasLayer(l.DiffID) {
+			return false
+		}
+	}
+	return true
+}
+
+// short is a digest as people read it.
+func short(d digest.Digest) string {
+	if s := d.Encoded(); len(s) > 12 {
+		return d.Algorithm().String() + ":" + s[:12]
+	}
+	return d.String()
+}
+
+// local is a build context without what its ignore file excludes.
+func (r *run) local(l *Local) (tree.Tree, error) {
+	t, ok := r.Trees[l.Name]
+	if !ok {
+		return nil, fmt.Errorf("there is no build context %q", l.Name)
+	}
+	if len(l.Include) == 0 && len(l.Exclude) == 0 {
+		return t, nil
+	}
+	return filter.Filter(t, l.Include, l.Exclude, nil), nil
+}
+
+// treeOf is a snapshot as a tree; layers that are not in the store are fetched.
+func (r *run) treeOf(ctx context.Context, s snapshot) (tree.Tree, error) {
+	if s.context != nil {
+		return s.context, nil
+	}
+	if !r.present(s.layers) {
+		if _, err := image.UnpackAll(ctx, r.Store, s.layers, r.Images, nil); err != nil {
+			return nil, err
+		}
+	}
+	ts := make([]tree.Tree, len(s.layers))
+	for i, l := range s.layers {
+		rd, err := r.reader(l.DiffID)
+		if err != nil {
+			return nil, err
+		}
+		ts[i] = rd
+	}
+	return rootfs.New(ts...), nil
+}
+
+// reader opens a layer file, once for the whole run.
+func (r *run) reader(d digest.Digest) (*layer.Reader, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if rd := r.readers[d]; rd != nil {
+		return rd, nil
+	}
+	rd, err := layer.Open(r.Store.LayerPath(d))
+	if err != nil {
+		return nil, fmt.Errorf("open layer %s: %w", short(d), err)
+	}
+	r.readers[d] = rd
+	return rd, nil
+}
+
+func (r *run) save(ctx context.Context, key digest.Digest, ls []image.Layer) error {
+	return r.Cache.Save(ctx, key, cache.Record{Layers: ls})
+}
+
+// at adds the operation's place in the Dockerfile to an error, unless it has one.
+func (r *run) at(ctx context.Context, op *Op, err error) error {
+	if err == nil || errors.Is(err, context.Canceled) && context.Cause(ctx) == nil {
+		return err
+	}
+	e := &diag.Error{Err: err, At: op.At}
+	var have *diag.Error
+	if errors.As(err, &have) {
+		if have.At != nil {
+			return err
+		}
+		e.Hint = have.Hint
+		e.Code = have.Code
+	}
+	if _, ok := op.Do.(*File); ok && e.Code == 0 {
+		e.Code = diag.ExitDockerfile
+	}
+	return e
+}

@@ -1,0 +1,81 @@
+package engine
+
+import (
+	"fmt"
+	"io"
+	"strings"
+)
+
+// Print writes the graph for people: a numbered operation a line, with what it
+// takes as input and where in the Dockerfile it stands.
+func (g *Graph) Print(w io.Writer) {
+	number := map[*Op]int{}
+	for i, op := range g.Ops {
+		number[op] = i + 1
+		var from []string
+		for _, in := range op.Inputs {
+			if in.Op == nil {
+				from = append(from, "scratch")
+				continue
+			}
+			from = append(from, fmt.Sprintf("#%d", number[in.Op]))
+		}
+		fmt.Fprintf(w, "#%-3d %s", i+1, op.Name)
+		if len(from) > 0 {
+			fmt.Fprintf(w, "  ← %s", strings.Join(from, ", "))
+		}
+		if op.At != nil {
+			fmt.Fprintf(w, "  (%s:%d)", op.At.File, op.At.Line)
+		}
+		fmt.Fprintln(w)
+		for _, l := range details(op) {
+			fmt.Fprintf(w, "       %s\n", l)
+		}
+	}
+	switch t := g.Target.Op; t {
+	case nil:
+		fmt.Fprintln(w, "result: an empty file system")
+	default:
+		fmt.Fprintf(w, "result: #%d\n", number[t])
+	}
+}
+
+func details(op *Op) (ls []string) {
+	switch do := op.Do.(type) {
+	case *Image:
+		ls = append(ls, "image "+do.Ref)
+	case *Layout:
+		ls = append(ls, fmt.Sprintf("image %s of an OCI layout", do.Digest))
+	case *Local:
+		ls = append(ls, fmt.Sprintf("build context %q", do.Name))
+		if len(do.Exclude) > 0 {
+			ls = append(ls, fmt.Sprintf("without %q", do.Exclude))
+		}
+	case *Exec:
+		ls = append(ls, fmt.Sprintf("exec %q in %q as %q", do.Args, do.Cwd, do.User))
+		if do.NoNetwork {
+			ls = append(ls, "without network")
+		}
+	case *File:
+		for _, a := range do.Actions {
+			ls = append(ls, describe(&a))
+		}
+	}
+	return ls
+}
+
+func describe(a *Action) string {
+	switch {
+	case a.Copy != nil:
+		return fmt.Sprintf("copy %q to %q", a.Copy.Src, a.Copy.Dest)
+	case a.Mkfile != nil:
+		return fmt.Sprintf("write %q (%d bytes)", a.Mkfile.Path, len(a.Mkfile.Data))
+	case a.Mkdir != nil:
+		return fmt.Sprintf("make directory %q", a.Mkdir.Path)
+	case a.Remove != nil:
+		return fmt.Sprintf("remove %q", a.Remove.Path)
+	case a.Link != nil:
+		return fmt.Sprintf("link %q to %q", a.Link.Newpath, a.Link.Oldpath)
+	}
+	return "nothing"
+}

@@ -1,0 +1,143 @@
+package export
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"sync"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/kiln-build/kiln/internal/image"
+	"github.com/kiln-build/kiln/internal/layer"
+	"github.com/kiln-build/kiln/internal/progress"
+	"github.com/kiln-build/kiln/internal/registry"
+	"github.com/kiln-build/kiln/internal/rootfs"
+	"github.com/kiln-build/kiln/internal/store"
+	"github.com/kiln-build/kiln/internal/tree"
+)
+
+// OpenTree opens the merged root file system of layers. The function that it
+// returns closes it.
+func OpenTree(ctx context.Context, st *store.Store, f image.Fetcher, layers []image.Layer) (tree.Tree, func(), error) {
+	var rs []*layer.Reader
+	closeAll := func() {
+		for _, r := range rs {
+			r.Close()
+		}
+	}
+	if _, err := image.UnpackAll(ctx, st, layers, f, nil); err != nil {
+		return nil, nil, err
+	}
+	ts := make([]tree.Tree, 0, len(layers))
+	for _, l := range layers {
+		r, err := layer.Open(st.LayerPath(l.DiffID))
+		if err != nil {
+			closeAll()
+			return nil, nil, err
+		}
+		rs, ts = append(rs, r), append(ts, r)
+	}
+	return rootfs.New(ts...), closeAll, nil
+}
+
+// Push is a push to one repository.
+type Push struct {
+	Refs []string // in this repository; Tag gives the image all of them
+
+	reg     *registry.Client
+	store   *store.Store
+	fetcher image.Fetcher
+	pusher  *registry.Pusher
+	repo    string
+	rec     *progress.Recorder
+
+	once sync.Once
+	step *progress.Step
+}
+
+// OpenPush checks that ref's repository can be pushed to.
+func OpenPush(ctx context.Context, reg *registry.Client, st *store.Store, f image.Fetcher, ref string, rec *progress.Recorder) (*Push, error) {
+	repo, err := registry.Repository(ref)
+	if err != nil {
+		return nil, err
+	}
+	p := &Push{Refs: []string{ref}, reg: reg, store: st, fetcher: f, repo: repo, rec: rec}
+	if p.pusher, err = reg.Pusher(ctx, ref); err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+func (p *Push) started() *progress.Step {
+	p.once.Do(func() {
+		p.step = p.rec.Step("pushing to "+p.repo, "")
+		p.step.Start()
+	})
+	return p.step
+}
+
+// Layer sends a layer's blob, unless the repository has it or can mount it.
+// Safe for concurrent use.
+func (p *Push) Layer(ctx context.Context, l image.Layer) error {
+	step := p.started()
+	open := func() (io.ReadCloser, error) {
+		r, err := p.store.OpenBlob(l.Blob.Digest)
+		if err != nil && l.Origin != "" {
+			return p.fetcher.Fetch(ctx, l)
+		}
+		return r, err
+	}
+	item := l.Blob.Digest.Algorithm().String() + ":" + l.Blob.Digest.Encoded()[:12]
+	_, err := p.pusher.Blob(ctx, l.Blob, l.Origin, open, func(sent int64) { step.Transfer(item, sent, l.Blob.Size) })
+	if err != nil {
+		err = fmt.Errorf("push layer %s: %w", item, err)
+		step.Done(err)
+	}
+	return err
+}
+
+// Manifests sends the config of each image, and, if they are to be in an index,
+// their manifests by digest.
+func (p *Push) Manifests(ctx context.Context, built []*image.Image, indexed bool) (err error) {
+	step := p.started()
+	defer func() {
+		if err != nil {
+			step.Done(err)
+		}
+	}()
+	for _, b := range built {
+		d := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageConfig, Digest: digest.FromBytes(b.RawConfig), Size: int64(len(b.RawConfig))}
+		open := func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(b.RawConfig)), nil }
+		if _, err := p.pusher.Blob(ctx, d, "", open, nil); err != nil {
+			return fmt.Errorf("push config: %w", err)
+		}
+		if !indexed {
+			continue // the tag sends the manifest
+		}
+		if _, err := p.pusher.Manifest(ctx, b.Manifest.MediaType, b.RawManifest); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Tag gives the image all Refs. It is the last thing of a build.
+func (p *Push) Tag(ctx context.Context, d ocispec.Descriptor, raw []byte) (err error) {
+	step := p.started()
+	defer func() { step.Done(err) }()
+	for _, ref := range p.Refs {
+		pusher := p.pusher
+		if ref != p.Refs[0] {
+			if pusher, err = p.reg.Pusher(ctx, ref); err != nil {
+				return err
+			}
+		}
+		if err = pusher.Tag(ctx, d.MediaType, raw); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,168 @@
+// Package frontend turns a Dockerfile into a plan: for each platform a graph
+// of operations (BuildKit's LLB) and the image's config.
+//
+// It is BuildKit's own Dockerfile front end, run in process against a gateway
+// of ours that can read the local contexts and resolve images, so that what a Dockerfile
+// means is what it means in Docker. Nothing is executed here. LLB and
+// protobuf types leave this package only as the opaque Definition that engine/llb decodes.
+package frontend
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"strings"
+
+	"github.com/containerd/platforms"
+	"github.com/moby/buildkit/exporter/containerimage/exptypes"
+	"github.com/moby/buildkit/frontend/dockerfile/builder"
+	gateway "github.com/moby/buildkit/frontend/gateway/client"
+	"github.com/moby/buildkit/solver/pb"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/kiln-build/kiln/internal/image"
+	"github.com/kiln-build/kiln/internal/progress"
+	"github.com/kiln-build/kiln/internal/tree"
+)
+
+// Names of the two contexts that every build has.
+const (
+	ContextName    = "context"
+	DockerfileName = "dockerfile"
+)
+
+// Input is everything that a Dockerfile's meaning depends on.
+type Input struct {
+	Filename  string // of the Dockerfile, in the tree named DockerfileName
+	BuildArgs map[string]string
+	Labels    map[string]string
+	Target    string             // stage; empty: the last
+	Platforms []ocispec.Platform // empty: this machine's
+	// NoCache: steps are run though their results are known.
+	NoCache bool
+	// Network is "", "default" or "none": for RUN steps that do not say.
+	Network string
+	// AddHosts are "HOST:IP" or "HOST=IP", for /etc/hosts in RUN steps.
+	AddHosts []string
+	// NamedContexts are --build-context NAME=VALUE, as BuildKit writes their
+	// values: "docker-image://REF", "oci-layout://STORE@DIGEST", "local:NAME".
+	NamedContexts map[string]string
+	// Trees are the local contexts by name: ContextName, DockerfileName and
+	// those that NamedContexts calls local.
+	Trees map[string]tree.Tree
+	// NoIgnoreFile: a .dockerignore in the context is a file like any other.
+	NoIgnoreFile bool
+}
+
+// Images resolves references to images; nothing is pulled but their metadata.
+type Images interface {
+	Resolve(ctx context.Context, ref string, p ocispec.Platform) (*image.Image, error)
+	// ResolveLayout resolves an image of the OCI layout that a named context calls store.
+	ResolveLayout(ctx context.Context, store string, d digest.Digest, p ocispec.Platform) (*image.Image, error)
+}
+
+// Plan is what a Dockerfile says is to be done.
+type Plan struct {
+	Platforms []PlatformPlan
+	// Dockerfile as it was read, for excerpts in errors.
+	Dockerfile []byte
+}
+
+// PlatformPlan is the plan for one platform.
+type PlatformPlan struct {
+	Platform ocispec.Platform
+	// Definition is the graph, to be decoded by engine/llb. Nil: an empty image.
+	Definition *pb.Definition
+	// Config is the image's config, JSON, without the layers that are to come.
+	Config []byte
+	// BaseConfig is the config of the image that the last stage starts from; nil for scratch.
+	BaseConfig []byte
+}
+
+// Load makes the plan. Errors that have to do with a line of the Dockerfile are *diag.Error.
+func Load(ctx context.Context, in Input, images Images, rec *progress.Recorder) (*Plan, error) {
+	c := &client{in: in, images: images, rec: rec, opts: attributes(in)}
+	res, err := builder.Build(ctx, c)
+	if err != nil {
+		return nil, explain(err)
+	}
+	return c.plan(res)
+}
+
+// attributes are the options as BuildKit's front end names them.
+func attributes(in Input) map[string]string {
+	o := map[string]string{"filename": in.Filename}
+	for k, v := range in.BuildArgs {
+		o["build-arg:"+k] = v
+	}
+	for k, v := range in.Labels {
+		o["label:"+k] = v
+	}
+	for k, v := range in.NamedContexts {
+		o["context:"+k] = v
+	}
+	if in.Target != "" {
+		o["target"] = in.Target
+	}
+	if in.NoCache {
+		o["no-cache"] = ""
+	}
+	if len(in.Platforms) > 0 {
+		var ps []string
+		for _, p := range in.Platforms {
+			ps = append(ps, platforms.FormatAll(p))
+		}
+		o["platform"] = strings.Join(ps, ",")
+	}
+	if in.Network != "" && in.Network != "default" {
+		o["force-network-mode"] = in.Network
+	}
+	if len(in.AddHosts) > 0 {
+		var hs []string
+		for _, h := range in.AddHosts {
+			// The first separator is between name and address: an IPv6 address has more colons.
+			if i := strings.IndexAny(h, "=:"); i >= 0 {
+				h = h[:i] + "=" + strings.Trim(h[i+1:], "[]")
+			}
+			hs = append(hs, h)
+		}
+		o["add-hosts"] = strings.Join(hs, ",")
+	}
+	return o
+}
+
+func (c *client) plan(res *gateway.Result) (*Plan, error) {
+	var ps exptypes.Platforms
+	if err := json.Unmarshal(res.Metadata[exptypes.ExporterPlatformsKey], &ps); err != nil {
+		return nil, fmt.Errorf("read the front end's platforms: %w", err)
+	}
+	plan := &Plan{Dockerfile: c.dockerfile}
+	for _, p := range ps.Platforms {
+		r, suffix := res.Ref, ""
+		if r == nil && res.Refs != nil {
+			r, suffix = res.Refs[p.ID], "/"+p.ID
+		}
+		pp := PlatformPlan{
+			Platform:   p.Platform,
+			Config:     res.Metadata[exptypes.ExporterImageConfigKey+suffix],
+			BaseConfig: res.Metadata[exptypes.ExporterImageBaseConfigKey+suffix],
+		}
+		if pp.Config == nil {
+			return nil, errors.New("the front end gave no image config")
+		}
+		if r, ok := r.(*result); ok && r != nil {
+			pp.Definition = r.def
+		}
+		plan.Platforms = append(plan.Platforms, pp)
+	}
+	return plan, nil
+}
+
+func (c *client) withSyntax(opts map[string]string) *client {
+	n := &client{in: c.in, images: c.images, rec: c.rec, opts: maps.Clone(c.opts)}
+	maps.Copy(n.opts, opts)
+	return n
+}

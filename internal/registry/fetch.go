@@ -1,0 +1,193 @@
+package registry
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"net/http"
+
+	"github.com/kiln-build/kiln/internal/image"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// resumeProgress is how much must have come for a broken download to count as
+// new trouble rather than the same.
+const resumeProgress = 1 << 20
+
+var _ image.Fetcher = (*Client)(nil)
+
+// Fetch implements image.Fetcher. A download that breaks is resumed where it
+// broke. It takes one of the registry's places for downloads until it is read to
+// its end or closed.
+func (c *Client) Fetch(ctx context.Context, l image.Layer) (io.ReadCloser, error) {
+	t, err := parseTarget(l.Origin)
+	if err != nil {
+		return nil, err
+	}
+	if err := l.Blob.Digest.Validate(); err != nil {
+		return nil, fmt.Errorf("fetch layer %q from %s: %w", l.Blob.Digest, l.Origin, err)
+	}
+	s, err := c.session(ctx, t, "pull")
+	b := &blobReader{ctx: ctx, s: s, desc: l.Blob}
+	if err != nil {
+		return nil, b.fail(err)
+	}
+	if b.release, err = c.slot(ctx, "download", t.host); err != nil {
+		return nil, err
+	}
+	b.hash = l.Blob.Digest.Algorithm().Hash()
+	err = c.retry(ctx, "get blob "+l.Blob.Digest.String(), b.open)
+	if err != nil {
+		b.release()
+		return nil, b.fail(err)
+	}
+	return b, nil
+}
+
+// blobReader is a blob while it is downloaded.
+type blobReader struct {
+	ctx     context.Context //nolint:containedctx // of the one Fetch that this is the result of
+	s       *session
+	desc    ocispec.Descriptor
+	release func()
+
+	body   io.ReadCloser
+	hash   hash.Hash
+	offset int64
+	tries  int   // without progress
+	mark   int64 // the offset at which tries began
+	err    error
+}
+
+func (b *blobReader) fail(err error) error {
+	return b.s.fail(b.ctx, "fetch layer "+b.desc.Digest.String(), err)
+}
+
+// open asks for the blob from offset on.
+func (b *blobReader) open(ctx context.Context) error {
+	req, err := request(ctx, http.MethodGet, b.s.url("/blobs/"+b.desc.Digest.String()))
+	if err != nil {
+		return err
+	}
+	ok := []int{http.StatusOK}
+	if b.offset > 0 {
+		req.Header.Set("Range", fmt.Sprintf("bytes=%d-", b.offset))
+		ok = append(ok, http.StatusPartialContent)
+	}
+	resp, err := b.s.send(req, ok...)
+	if err != nil {
+		return err
+	}
+	skip, err := b.checkLength(resp)
+	if err == nil && skip > 0 {
+		_, err = io.CopyN(io.Discard, resp.Body, skip)
+	}
+	if err != nil {
+		_ = resp.Body.Close()
+		return err
+	}
+	b.body = resp.Body
+	return nil
+}
+
+// checkLength compares what an answer announces with what is wanted, and
+// returns how much of it was had before.
+func (b *blobReader) checkLength(resp *http.Response) (skip int64, err error) {
+	start, size := int64(0), resp.ContentLength
+	if resp.StatusCode == http.StatusPartialContent {
+		var end int64
+		if _, err := fmt.Sscanf(resp.Header.Get("Content-Range"), "bytes %d-%d/", &start, &end); err != nil || start != b.offset {
+			return 0, permanent("asked for bytes from %d, the registry gave %q", b.offset, clean(resp.Header.Get("Content-Range")))
+		}
+	}
+	if size >= 0 && start+size != b.desc.Size {
+		return 0, permanent("the blob has %d bytes, the manifest says %d", start+size, b.desc.Size)
+	}
+	return b.offset - start, nil
+}
+
+// Read implements io.Reader.
+func (b *blobReader) Read(p []byte) (int, error) {
+	for b.err == nil {
+		if len(p) == 0 {
+			return 0, nil
+		}
+		n, err := b.body.Read(p)
+		if b.offset+int64(n) > b.desc.Size {
+			return 0, b.end(permanent("the blob has more than the %d bytes that the manifest says", b.desc.Size))
+		}
+		b.offset += int64(n)
+		b.hash.Write(p[:n])
+		switch {
+		case b.offset == b.desc.Size: // whatever else comes is not wanted
+			_ = b.end(b.finish())
+		case err == io.EOF:
+			err = io.ErrUnexpectedEOF
+			fallthrough
+		case err != nil:
+			if err := b.resume(err); err != nil {
+				_ = b.end(err)
+			}
+		}
+		if n > 0 {
+			return n, nil
+		}
+	}
+	return 0, b.err
+}
+
+// finish is io.EOF if everything is as it should be.
+func (b *blobReader) finish() error {
+	if got := digest.NewDigest(b.desc.Digest.Algorithm(), b.hash); got != b.desc.Digest {
+		return permanent("the blob has digest %s", got)
+	}
+	return io.EOF
+}
+
+// end stores what all further reads return, and gives back what is held.
+func (b *blobReader) end(err error) error {
+	if err != io.EOF { //nolint:errorlint // ours, unwrapped
+		err = b.fail(err)
+	}
+	b.err = err
+	if b.body != nil {
+		_ = b.body.Close()
+	}
+	b.release()
+	return err
+}
+
+// resume opens the blob again after why.
+func (b *blobReader) resume(why error) error {
+	_ = b.body.Close()
+	c := b.s.client
+	if b.offset-b.mark >= resumeProgress {
+		b.tries, b.mark = 0, b.offset
+	}
+	for {
+		if b.ctx.Err() != nil {
+			return context.Cause(b.ctx)
+		}
+		if b.tries++; b.tries >= c.opts.Retry.Tries || !transient(why) {
+			return fmt.Errorf("after %d of %d bytes: %w", b.offset, b.desc.Size, why)
+		}
+		if err := c.pause(b.ctx, b.tries, 0, "resume blob "+b.desc.Digest.String(), why); err != nil {
+			return err
+		}
+		if why = b.open(b.ctx); why == nil {
+			return nil
+		}
+	}
+}
+
+// Close implements io.Closer.
+func (b *blobReader) Close() error {
+	if b.err == nil {
+		_ = b.end(io.EOF)
+		b.err = errors.New("read of a closed layer")
+	}
+	return nil
+}

@@ -1,0 +1,30 @@
+#!/bin/bash
+# Installs what the tests need from Debian, by purpose: deps.sh [base] [oracle] [e2e] [race] (all by default).
+# Not as root: says what is missing and fails.
+set -euo pipefail
+declare -A PACKAGES=(
+  [base]="mmdebstrap ca-certificates xz-utils"                      # base images
+  [oracle]="runc skopeo umoci buildah git"                           # BuildKit's runtime, second opinions
+  [e2e]="strace bzip2 xz-utils git attr libcap2-bin"                 # test contexts and assertions
+  [race]="gcc libc6-dev"                                             # the race detector
+)
+want=()
+for p in "${@:-base oracle e2e race}"; do
+  for q in $p; do
+    [ -n "${PACKAGES[$q]:-}" ] || { echo "deps.sh: no purpose $q; there are: ${!PACKAGES[*]}" >&2; exit 2; }
+    want+=(${PACKAGES[$q]})
+  done
+done
+missing=()
+for p in "${want[@]}"; do
+  dpkg-query -W -f '${Status}' "$p" 2>/dev/null | grep -q 'ok installed' || missing+=("$p")
+done
+[ ${#missing[@]} = 0 ] && exit 0
+if [ "$(id -u)" != 0 ]; then
+  echo "deps.sh: missing Debian packages: ${missing[*]}" >&2
+  echo "deps.sh: install them as root: apt-get install --no-install-recommends ${missing[*]}" >&2
+  exit 1
+fi
+export DEBIAN_FRONTEND=noninteractive
+if ! apt-cache show "${missing[@]}" > /dev/null 2>&1; then apt-get -q update; fi
+apt-get -q install -y --no-install-recommends "${missing[@]}" || { apt-get -q update; apt-get -q install -y --no-install-recommends "${missing[@]}"; }

@@ -1,0 +1,327 @@
+package conformance
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/kiln-build/kiln/test/baseimages"
+	"github.com/kiln-build/kiln/test/compare"
+	"github.com/kiln-build/kiln/test/refbuild"
+	"github.com/kiln-build/kiln/test/testenv"
+)
+
+func TestCasesLoad(t *testing.T) {
+	all, err := Load()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(all) < 60 {
+		t.Errorf("only %d cases", len(all))
+	}
+	work := openDir(t)
+	for _, c := range all {
+		if err := c.Write(filepath.Join(work, c.Name)); err != nil {
+			t.Errorf("%s: %v", c.Name, err)
+		}
+		if _, err := parse(c.Name, append([]byte("nonsense: x\n"), c.data...)); err == nil {
+			t.Errorf("%s: an unknown header key is accepted", c.Name)
+		}
+	}
+}
+
+// builder is what is tested: it builds a case and pushes it to ref, and
+// returns its output and exit code.
+type builder interface {
+	build(ctx context.Context, c *Case, ctxDir, ref string) (out string, code int, err error)
+}
+
+// TestConformance builds every case with Kiln and BuildKit. It runs when
+// KILN_CONFORMANCE is set ("oracle": ask BuildKit only, to fill the cache;
+// "self": test BuildKit against itself, which finds cases whose outcome is not
+// the same twice).
+// BuildKit's answers are kept, so only the first run takes root and its time.
+// KILN names another binary to test.
+func TestConformance(t *testing.T) {
+	mode := os.Getenv("KILN_CONFORMANCE")
+	if mode == "" {
+		t.Skip("set KILN_CONFORMANCE=1; the first run takes root and some minutes: make conformance")
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+	defer cancel()
+	cases, err := Load()
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := newBed(ctx, t)
+	b.askAll(ctx, t, cases)
+	if mode == "oracle" {
+		return
+	}
+	var k builder
+	if mode == "self" {
+		k = b.buildkit(ctx, t)
+	} else {
+		k = b.kiln(ctx, t)
+	}
+	slots := make(chan struct{}, parallel())
+	for _, c := range cases {
+		t.Run(c.Name, func(t *testing.T) {
+			t.Parallel()
+			slots <- struct{}{}
+			defer func() { <-slots }()
+			check(t.Context(), t, b, k, c)
+		})
+	}
+}
+
+func parallel() int {
+	if n, err := strconv.Atoi(os.Getenv("KILN_PARALLEL")); err == nil && n > 0 {
+		return n
+	}
+	return 2
+}
+
+// openDir is a temporary directory that other users can reach; t.TempDir is not.
+func openDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "kiln-conformance-*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// bed is what all cases share: a registry with the base images, the oracle.
+type bed struct {
+	work   string
+	host   string
+	oracle *oracle
+}
+
+func newBed(ctx context.Context, t *testing.T) *bed {
+	t.Helper()
+	cache, err := testenv.CacheDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	work := openDir(t)
+	reg, err := testenv.StartRegistry("127.0.0.1:0", filepath.Join(work, "registry"), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { reg.Close() })
+	set := baseimages.Open(cache, os.Stderr)
+	if err := set.Ensure(ctx); err != nil && !errors.Is(err, baseimages.ErrMissing) {
+		t.Fatal(err)
+	}
+	salt := "3/" + refbuild.Version
+	for _, n := range []string{"library/debian:bookworm", "library/busybox:latest"} {
+		img, err := set.Image(n)
+		if err != nil {
+			t.Fatal(err)
+		}
+		d, err := img.Digest()
+		if err != nil {
+			t.Fatal(err)
+		}
+		salt += "/" + d.String()
+		if err := set.Push(ctx, reg.Host, n); err != nil {
+			t.Fatal(err)
+		}
+	}
+	o := &oracle{dir: filepath.Join(cache, "oracle"), salt: salt, host: reg.Host}
+	return &bed{work: work, host: reg.Host, oracle: o}
+}
+
+// askAll asks BuildKit for what is not kept, four cases at a time.
+func (b *bed) askAll(ctx context.Context, t *testing.T, cases []*Case) {
+	t.Helper()
+	var ask []*Case
+	for _, c := range cases {
+		if c.KilnOnly != "" {
+			continue
+		}
+		if a, err := b.oracle.kept(c); err != nil || a == nil {
+			ask = append(ask, c)
+		}
+	}
+	if len(ask) == 0 {
+		return
+	}
+	t.Logf("asking BuildKit for %d of %d cases", len(ask), len(cases))
+	d, err := refbuild.Start(ctx, filepath.Join(b.work, "buildkit"), b.host)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := d.Stop(); err != nil {
+			t.Error(err)
+		}
+	}()
+	b.oracle.daemon = d
+	var g errgroup.Group
+	g.SetLimit(4)
+	var mu sync.Mutex
+	for _, c := range ask {
+		g.Go(func() error {
+			dir := filepath.Join(b.work, "oracle", c.Name)
+			err := c.Write(dir)
+			var a *answer
+			if err == nil {
+				a, err = b.oracle.ask(ctx, c, dir)
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			switch {
+			case err != nil:
+				t.Errorf("%s: %v", c.Name, err)
+			case a.image == nil && c.Error == nil:
+				t.Errorf("%s: BuildKit cannot build it:\n%s", c.Name, a.log)
+			case a.image != nil && c.Error != nil:
+				t.Errorf("%s: BuildKit builds what is meant to fail", c.Name)
+			}
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// buildkit is another BuildKit, with the cache directory of its own.
+func (b *bed) buildkit(ctx context.Context, t *testing.T) *oracle {
+	t.Helper()
+	d, err := refbuild.Start(ctx, filepath.Join(b.work, "buildkit-self"), b.host)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := d.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	return &oracle{daemon: d, host: b.host}
+}
+
+func (b *bed) kiln(ctx context.Context, t *testing.T) *kiln {
+	t.Helper()
+	bin, err := testenv.Kiln(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	k := &kiln{bin: bin, work: filepath.Join(b.work, "kiln"), host: b.host}
+	if err := os.Mkdir(k.work, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if os.Geteuid() == 0 {
+		if k.unpriv, err = testenv.Tool(ctx, "unpriv"); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chown(k.work, nobody, nobody); err != nil {
+			t.Fatal(err)
+		}
+		// The repository may be where uid 65532 cannot go.
+		data, err := os.ReadFile(k.bin)
+		if err != nil {
+			t.Fatal(err)
+		}
+		k.bin = filepath.Join(b.work, "bin-kiln")
+		if err := os.WriteFile(k.bin, data, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return k
+}
+
+func check(ctx context.Context, t *testing.T, b *bed, k builder, c *Case) {
+	if _, ok := k.(*oracle); ok && c.KilnOnly != "" {
+		t.Skip(c.KilnOnly)
+	}
+	dir := filepath.Join(b.work, "kiln", "context-"+c.Name)
+	if err := c.Write(dir); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
+	defer cancel()
+	ref := b.host + "/kiln/" + c.Name
+	out, code, err := k.build(ctx, c, dir, ref)
+	if err != nil {
+		t.Fatalf("run kiln: %v\n%s", err, out)
+	}
+	if c.Error != nil {
+		if code == 0 {
+			t.Errorf("built what is meant to fail with %q", c.Error)
+		}
+		if !c.Error.MatchString(out) {
+			t.Errorf("output does not match %q:\n%s", c.Error, out)
+		}
+		if _, ok := k.(*kiln); ok && c.Code != 0 && code != c.Code {
+			t.Errorf("exit code %d, want %d:\n%s", code, c.Code, out)
+		}
+		if _, err := compare.Open(ref); err == nil {
+			t.Error("a failed build pushed its tag")
+		}
+		return
+	}
+	if code != 0 {
+		t.Fatalf("kiln exits with %d:\n%s", code, out)
+	}
+	got, err := compare.Open(ref)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, err := b.oracle.kept(c)
+	if err != nil || want == nil || want.image == nil {
+		t.Fatalf("no answer of BuildKit: %v", err)
+	}
+	r, err := compare.Images(want.image, got, c.Compare)
+	if err != nil {
+		t.Fatal(err)
+	}
+	report(t, c, r)
+}
+
+// report fails the test with every difference that is not accounted for.
+func report(t *testing.T, c *Case, r *compare.Report) {
+	t.Helper()
+	var b strings.Builder
+	for _, d := range r.Diffs {
+		if !c.differs(d.Where) {
+			fmt.Fprintf(&b, "\n  %s: BuildKit %s, Kiln %s", d.Where, d.A, d.B)
+		}
+	}
+	for _, p := range r.ProblemsB {
+		if slices.Contains(r.ProblemsA, p) {
+			continue // of the base image, or BuildKit's as well
+		}
+		fmt.Fprintf(&b, "\n  Kiln's layers: %s", p)
+	}
+	if b.Len() > 0 {
+		t.Errorf("the images differ:%s", b.String())
+	}
+}
+
+func (c *Case) differs(where string) bool {
+	for _, p := range c.Differs {
+		if ok, err := path.Match(p, where); ok && err == nil {
+			return true
+		}
+	}
+	return false
+}
