@@ -70,7 +70,7 @@ func TestMemoryIsBounded(t *testing.T) {
 	grow := func(n int) uint64 {
 		var before, after runtime.MemStats
 		runtime.ReadMemStats(&before)
-		l := must(Commit(ctx, st, CommitOptions{Compression: layer.Gzip}, writeSome(n)))(t)
+		l := must(Commit(ctx, st, CommitOptions{Compression: layer.Zstd}, writeSome(n)))(t)
 		if err := st.DropLayer(l.DiffID); err != nil {
 			t.Fatal(err)
 		}
