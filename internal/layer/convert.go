@@ -57,14 +57,14 @@ func convertTar(ctx context.Context, r io.Reader, f *os.File, lim Limits, plain 
 	c := &converter{
 		b:    newBuilder(lim),
 		w:    newBlockWriter(f),
-		src:  &source{ctx: ctx, r: r, sum: sha256.New(), max: lim.MaxBytes},
+		src:  &source{r: cancellable(ctx, r), sum: sha256.New(), max: lim.MaxBytes},
 		left: lim.MaxBytes,
 	}
 	c.b.plain = plain
 	if err := c.w.append(make([]byte, blockSize)); err != nil { // block 0: the superblock
 		return Info{}, err
 	}
-	if err := c.read(); err != nil {
+	if err := c.read(ctx); err != nil {
 		return Info{}, fmt.Errorf("read layer: %w", err)
 	}
 	var sum [32]byte
@@ -77,9 +77,23 @@ func convertTar(ctx context.Context, r io.Reader, f *os.File, lim Limits, plain 
 	return Info{DiffID: digest.NewDigestFromBytes(digest.SHA256, sum[:]), TarSize: c.src.n, Entries: int(n)}, nil
 }
 
-// source is the tar stream: counted, hashed, bounded, cancellable.
+// readerFunc is an io.Reader.
+type readerFunc func(p []byte) (int, error)
+
+func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
+
+// cancellable is r until ctx ends.
+func cancellable(ctx context.Context, r io.Reader) io.Reader {
+	return readerFunc(func(p []byte) (int, error) {
+		if ctx.Err() != nil {
+			return 0, context.Cause(ctx)
+		}
+		return r.Read(p)
+	})
+}
+
+// source is the tar stream: counted, hashed, bounded.
 type source struct {
-	ctx context.Context //nolint:containedctx // lives as long as one Convert
 	r   io.Reader
 	sum hash.Hash
 	n   int64
@@ -87,9 +101,6 @@ type source struct {
 }
 
 func (s *source) Read(p []byte) (int, error) {
-	if err := s.ctx.Err(); err != nil {
-		return 0, context.Cause(s.ctx)
-	}
 	n, err := s.r.Read(p)
 	s.sum.Write(p[:n])
 	if s.n += int64(n); s.n > s.max {
@@ -105,7 +116,7 @@ type converter struct {
 	left int64 // of MaxBytes, for file content
 }
 
-func (c *converter) read() error {
+func (c *converter) read(ctx context.Context) error {
 	br := bufio.NewReaderSize(c.src, 256<<10)
 	tr := tar.NewReader(br)
 	for {
@@ -116,11 +127,8 @@ func (c *converter) read() error {
 		if err != nil && !errors.Is(err, tar.ErrInsecurePath) {
 			return err
 		}
-		// Reading the holes of a sparse file does not read the source.
-		if err := c.src.ctx.Err(); err != nil {
-			return context.Cause(c.src.ctx)
-		}
-		if err := c.entry(h, tr); err != nil {
+		// Reading the hole of a sparse file does not read the source.
+		if err := c.entry(h, cancellable(ctx, tr)); err != nil {
 			return fmt.Errorf("entry %q: %w", h.Name, err)
 		}
 	}
@@ -184,8 +192,9 @@ func (c *converter) inode(h *tar.Header) (*inode, error) {
 	case tar.TypeLink:
 	case tar.TypeSymlink:
 		in.mode |= tree.ModeSymlink
-		if in.target = strings.Clone(h.Linkname); in.target == "" || len(in.target) > maxTarget || strings.IndexByte(in.target, 0) >= 0 {
-			return nil, fmt.Errorf("symbolic link's target of %d bytes is not possible", len(in.target))
+		in.target = strings.Clone(h.Linkname)
+		if err := checkTarget(in.target); err != nil {
+			return nil, err
 		}
 	case tar.TypeDir:
 		in.mode |= tree.ModeDir
@@ -193,8 +202,8 @@ func (c *converter) inode(h *tar.Header) (*inode, error) {
 	case tar.TypeFifo:
 		in.mode |= tree.ModeFIFO
 	case tar.TypeChar, tar.TypeBlock:
-		if h.Devmajor < 0 || h.Devminor < 0 || h.Devmajor > 0xfff || h.Devminor > 0xfffff {
-			return nil, fmt.Errorf("device number %d:%d is out of range", h.Devmajor, h.Devminor)
+		if err := checkDev(h); err != nil {
+			return nil, err
 		}
 		in.block = encodeDev(uint32(h.Devmajor), uint32(h.Devminor))
 		if h.Typeflag == tar.TypeBlock {
@@ -253,6 +262,20 @@ func headerXattrs(h *tar.Header) (map[string]string, error) {
 	return m, nil
 }
 
+func checkTarget(s string) error {
+	if s == "" || len(s) > maxTarget || strings.IndexByte(s, 0) >= 0 {
+		return fmt.Errorf("symbolic link's target of %d bytes is not possible", len(s))
+	}
+	return nil
+}
+
+func checkDev(h *tar.Header) error {
+	if h.Devmajor < 0 || h.Devminor < 0 || h.Devmajor > maxMajor || h.Devminor > maxMinor {
+		return fmt.Errorf("device number %d:%d is out of range", h.Devmajor, h.Devminor)
+	}
+	return nil
+}
+
 func checkXattr(k, v string) error {
 	if k == "" || len(k) > maxXattrName || strings.IndexByte(k, 0) >= 0 {
 		return fmt.Errorf("extended attribute's name %.64q is not possible", k)
@@ -284,18 +307,5 @@ func (c *converter) content(in *inode, r io.Reader) error {
 		return err
 	}
 	in.block = block
-	return c.w.copyFrom(ctxReader{c.src.ctx, r}, in.size)
-}
-
-// ctxReader ends the reading of a sparse file's hole, which does not read the source.
-type ctxReader struct {
-	ctx context.Context //nolint:containedctx // lives as long as one file
-	r   io.Reader
-}
-
-func (r ctxReader) Read(p []byte) (int, error) {
-	if r.ctx.Err() != nil {
-		return 0, context.Cause(r.ctx)
-	}
-	return r.r.Read(p)
+	return c.w.copyFrom(r, in.size)
 }

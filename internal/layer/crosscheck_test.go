@@ -255,7 +255,7 @@ func sameLines(t *testing.T, who string, got, want []string) {
 func TestOtherReaders(t *testing.T) {
 	for seed := range uint64(12) {
 		rnd := rand.New(rand.NewPCG(seed, 1))
-		p := convert(t, randomTree(rnd, 400).tar(t))
+		p := convert(t, randomTree(rnd, 400, 20_000).tar(t))
 		r := open(t, p)
 		want := plainTree(t, r)
 		sameLines(t, "gVisor", gvisorTree(t, p), want)
@@ -297,7 +297,7 @@ func mountErofs(t *testing.T, p string) string {
 
 func TestKernelReader(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(5, 5))
-	p := convert(t, randomTree(rnd, 2000).tar(t))
+	p := convert(t, randomTree(rnd, 2000, 20_000).tar(t))
 	r := open(t, p)
 	mnt := mountErofs(t, p)
 	var got []string

@@ -38,6 +38,8 @@ const (
 	maxName   = 255
 	maxPath   = 4095
 	maxTarget = 4095
+	maxMajor  = 0xfff
+	maxMinor  = 0xfffff
 )
 
 // The footer, the last bytes of a layer file.

@@ -56,7 +56,7 @@ func mktar(t testing.TB, es ...ent) []byte {
 	for _, e := range es {
 		h := e.Header
 		h.Size = int64(len(e.body))
-		if h.ModTime.IsZero() {
+		if h.ModTime.IsZero() && h.Typeflag != tar.TypeXGlobalHeader {
 			h.ModTime = time.Unix(1700000000, 0)
 		}
 		if err := w.WriteHeader(&h); err != nil {
@@ -272,7 +272,8 @@ func randomName(rnd *rand.Rand) string {
 	}
 }
 
-func randomTree(rnd *rand.Rand, n int) *memTree {
+// randomTree has about n paths of every kind, with files of up to maxBody bytes.
+func randomTree(rnd *rand.Rand, n, maxBody int) *memTree {
 	m := &memTree{nodes: map[string]*memNode{".": {Node: tree.Node{Mode: tree.ModeDir | 0o755, MTime: time.Unix(0, 0)}}}}
 	if rnd.IntN(4) == 0 {
 		m.nodes["."].Xattr = map[string]string{tree.XattrOpaque: "y"}
@@ -287,6 +288,9 @@ func randomTree(rnd *rand.Rand, n int) *memTree {
 		x := &memNode{Node: tree.Node{Mode: rnd.Uint32() & 0o7777, Inode: uint64(i + 1), Nlink: 1}}
 		x.UID, x.GID = uint32(rnd.IntN(3)), rnd.Uint32()>>rnd.IntN(32)
 		x.MTime = time.Unix(rnd.Int64N(4e9)-2e9, []int64{0, 1, 999999999, 120000000}[rnd.IntN(4)])
+		if rnd.IntN(20) == 0 {
+			x.MTime = time.Unix([]int64{1 << 33, 1<<33 - 1, 253402300800, -62135596801, 1 << 50}[rnd.IntN(5)], 1)
+		}
 		for range max(0, rnd.IntN(6)-3) {
 			if x.Xattr == nil {
 				x.Xattr = map[string]string{}
@@ -312,7 +316,7 @@ func randomTree(rnd *rand.Rand, n int) *memTree {
 			x.Mode |= tree.ModeFIFO
 		case 4:
 			x.Mode |= []uint32{tree.ModeChar, tree.ModeBlock}[rnd.IntN(2)]
-			x.Major, x.Minor = 1+rnd.Uint32()&0x7ff, rnd.Uint32()&0xfffff
+			x.Major, x.Minor = 1+rnd.Uint32N(maxMajor), rnd.Uint32N(maxMinor+1)
 		case 5:
 			x.Node = tree.Node{Mode: tree.ModeChar}
 		case 6:
@@ -324,7 +328,7 @@ func randomTree(rnd *rand.Rand, n int) *memTree {
 			fallthrough
 		default:
 			x.Mode |= tree.ModeRegular
-			b := make([]byte, []int{0, 1, 4095, 4096, 4097, 300000, 100}[rnd.IntN(7)])
+			b := make([]byte, min(maxBody, []int{0, 1, 4095, 4096, 4097, 300000, 100}[rnd.IntN(7)]))
 			if rnd.IntN(3) > 0 {
 				for j := range b {
 					b[j] = byte(rnd.Uint32())
@@ -343,7 +347,7 @@ func randomTree(rnd *rand.Rand, n int) *memTree {
 func TestCanonicalTarComesBack(t *testing.T) {
 	for seed := range uint64(60) {
 		rnd := rand.New(rand.NewPCG(seed, 7))
-		b := randomTree(rnd, 1+rnd.IntN(300)).tar(t)
+		b := randomTree(rnd, 1+rnd.IntN(300), 300_000).tar(t)
 		r := open(t, convert(t, b))
 		var got bytes.Buffer
 		if err := r.WriteTar(context.Background(), &got); err != nil {

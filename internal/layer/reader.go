@@ -1,14 +1,13 @@
 package layer
 
 import (
-	"context"
 	"fmt"
 	"hash/crc32"
 	"io"
 	"io/fs"
 	"os"
-	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -28,21 +27,22 @@ type Reader struct {
 	ft   footer
 	tab  func() (*table, error)
 	bufs sync.Pool // *[]byte of blockSize
+	last atomic.Pointer[place]
 }
 
 var _ tree.Tree = (*Reader)(nil)
 
 // Open opens a layer file. It verifies the checksum of all metadata; that of the
 // extended attributes when they are first needed. Files' content has none.
-func Open(path string) (*Reader, error) {
-	f, err := os.Open(path)
+func Open(name string) (*Reader, error) {
+	f, err := os.Open(name)
 	if err != nil {
 		return nil, fmt.Errorf("open layer file: %w", err)
 	}
 	r, err := newReader(f)
 	if err != nil {
 		f.Close()
-		return nil, fmt.Errorf("open layer file %q: %w", path, err)
+		return nil, fmt.Errorf("open layer file %q: %w", name, err)
 	}
 	return r, nil
 }
@@ -145,84 +145,6 @@ func (r *Reader) span(nid uint64, in *diskInode) (int64, error) {
 		return 0, damaged("inode %d has content out of place", nid)
 	}
 	return off, nil
-}
-
-// dirBlock reads block i of a directory.
-func (r *Reader) dirBlock(nid uint64, in *diskInode, i int64, buf []byte) ([]byte, error) {
-	off, err := r.span(nid, in)
-	if err != nil {
-		return nil, err
-	}
-	at := i << blockBits
-	b := buf[:min(blockSize, int64(in.size)-at)]
-	return b, readFull(r.f, b, off+at)
-}
-
-// find looks a name up in a directory: a binary search over its blocks, then in one.
-func (r *Reader) find(nid uint64, dir *diskInode, name string) (uint64, error) {
-	p := r.bufs.Get().(*[]byte)
-	defer r.bufs.Put(p)
-	n := (int64(dir.size) + blockSize - 1) >> blockBits
-	lo, hi := int64(0), n // the block is in [lo, hi)
-	for lo < hi {
-		mid := (lo + hi) / 2
-		b, err := r.dirBlock(nid, dir, mid, *p)
-		if err != nil {
-			return 0, err
-		}
-		d, err := parseDirents(b)
-		if err != nil {
-			return 0, err
-		}
-		child, before, after, err := d.find([]byte(name))
-		switch {
-		case err != nil && before:
-			hi = mid
-		case err != nil && after:
-			lo = mid + 1
-		default:
-			return child, err
-		}
-	}
-	return 0, fs.ErrNotExist
-}
-
-// walk finds the inode of a path.
-func (r *Reader) walk(p string) (uint64, diskInode, error) {
-	nid := uint64(rootNid)
-	in, err := r.inode(nid)
-	if err != nil || p == "." {
-		return nid, in, err
-	}
-	if tree.Clean(p) != p { // not fs.ValidPath: names need not be UTF-8
-		return 0, in, fs.ErrInvalid
-	}
-	for p != "" {
-		var c string
-		c, p, _ = strings.Cut(p, "/")
-		if in.mode&tree.ModeType != tree.ModeDir {
-			return 0, in, fs.ErrNotExist
-		}
-		next, err := r.find(nid, &in, c)
-		if err != nil {
-			return 0, in, err
-		}
-		if in, err = r.child(nid, next); err != nil {
-			return 0, in, err
-		}
-		nid = next
-	}
-	return nid, in, nil
-}
-
-// child is the inode that an entry of a directory names. A directory comes
-// after the one that it is in, so that no walk of a damaged file is without end.
-func (r *Reader) child(dir, nid uint64) (diskInode, error) {
-	in, err := r.inode(nid)
-	if err == nil && nid <= dir && in.mode&tree.ModeType == tree.ModeDir {
-		err = damaged("directory %d contains %d", dir, nid)
-	}
-	return in, err
 }
 
 // node is what tree.Tree tells of an inode.
@@ -390,42 +312,3 @@ func (r *Reader) Open(p string) (io.ReadCloser, error) {
 type file struct{ *io.SectionReader }
 
 func (file) Close() error { return nil }
-
-// WriteTar writes the layer's canonical tar to w: the very bytes that the layer
-// file was made from, if those were canonical (TarWriter's).
-func (r *Reader) WriteTar(ctx context.Context, w io.Writer) error {
-	tw := NewTarWriter(w)
-	left := r.ft.entries + 1
-	err := tree.Walk(r, ".", func(p string, n tree.Node) error {
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
-		}
-		if left--; left < 0 {
-			return damaged("there are more entries than the footer says")
-		}
-		if n.Xattr[XattrImplied] == "y" {
-			return tw.opaque(p, n)
-		}
-		var target string
-		if n.IsSymlink() {
-			var err error
-			if target, err = r.Readlink(p); err != nil {
-				return err
-			}
-		}
-		return tw.Add(p, n, target, func() (io.ReadCloser, error) {
-			f, err := r.Open(p)
-			if err != nil {
-				return nil, err
-			}
-			return struct {
-				io.Reader
-				io.Closer
-			}{ctxReader{ctx, f}, f}, nil
-		})
-	})
-	if err != nil {
-		return fmt.Errorf("write layer's tar: %w", err)
-	}
-	return tw.Close()
-}

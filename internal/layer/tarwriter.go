@@ -42,7 +42,9 @@ func NewTarWriter(w io.Writer) *TarWriter {
 // content, exactly n.Size bytes; it is called at most once, and not for a
 // second name of a hard-linked file (n.Inode != 0 and n.Nlink > 1). A node that
 // is a whiteout or opaque directory is written as the OCI whiteout for it.
-// Sockets are left out, as every builder does: tar has none.
+// Sockets are left out, as every builder does: tar has none. A node that would
+// not come back from the tar as itself is refused: a name that begins with
+// ".wh.", is longer than 255 bytes or leads out of the root, say.
 func (w *TarWriter) Add(p string, n tree.Node, target string, open func() (io.ReadCloser, error)) error {
 	if p == "." {
 		return w.opaque(p, n)
@@ -68,36 +70,48 @@ func (w *TarWriter) Add(p string, n tree.Node, target string, open func() (io.Re
 		}
 		w.links[n.Inode] = p
 	}
-	if err := setXattrs(h, n.Xattr); err != nil {
+	if err := describe(h, n, target); err != nil {
 		return fmt.Errorf("write layer entry %q: %w", p, err)
+	}
+	if err := w.header(h); err != nil {
+		return err
+	}
+	switch h.Typeflag {
+	case tar.TypeReg:
+		return w.content(p, n.Size, open)
+	case tar.TypeDir:
+		return w.opaque(p, n)
+	}
+	return nil
+}
+
+// describe completes the header of an entry that is not a hard link.
+func describe(h *tar.Header, n tree.Node, target string) error {
+	if err := setXattrs(h, n.Xattr); err != nil {
+		return err
 	}
 	switch n.Mode & tree.ModeType {
 	case tree.ModeRegular:
 		h.Typeflag, h.Size = tar.TypeReg, n.Size
-		if err := w.header(h); err != nil {
-			return err
-		}
-		return w.content(p, n.Size, open)
+		return nil
 	case tree.ModeDir:
-		h.Typeflag, h.Name = tar.TypeDir, p+"/"
-		if err := w.header(h); err != nil {
-			return err
-		}
-		return w.opaque(p, n)
+		h.Typeflag, h.Name = tar.TypeDir, h.Name+"/"
+		return nil
 	case tree.ModeSymlink:
 		h.Typeflag, h.Linkname = tar.TypeSymlink, target
+		return checkTarget(target)
 	case tree.ModeFIFO:
 		h.Typeflag = tar.TypeFifo
-	case tree.ModeChar, tree.ModeBlock:
+		return nil
+	case tree.ModeChar:
 		h.Typeflag = tar.TypeChar
-		if n.Mode&tree.ModeType == tree.ModeBlock {
-			h.Typeflag = tar.TypeBlock
-		}
-		h.Devmajor, h.Devminor = int64(n.Major), int64(n.Minor)
+	case tree.ModeBlock:
+		h.Typeflag = tar.TypeBlock
 	default:
-		return fmt.Errorf("write layer entry %q: unknown file type %#o", p, n.Mode&tree.ModeType)
+		return fmt.Errorf("unknown file type %#o", n.Mode&tree.ModeType)
 	}
-	return w.header(h)
+	h.Devmajor, h.Devminor = int64(n.Major), int64(n.Minor)
+	return checkDev(h)
 }
 
 // opaque writes what hides a directory's content in lower layers, if n is opaque.
