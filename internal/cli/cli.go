@@ -68,7 +68,7 @@ func (a *App) withProgress(mode string, f func(*progress.Recorder) error) error 
 	if e := d.Close(); err == nil && e != nil {
 		err = e
 	}
-	if err != nil && mode != "quiet" {
+	if err != nil { // also if nothing was to be shown: this is why
 		_ = failures.Report(a.Err)
 	}
 	return err

@@ -15,6 +15,13 @@ import (
 	"testing"
 	"time"
 
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/empty"
+	"github.com/google/go-containerregistry/pkg/v1/layout"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/random"
+	"github.com/google/go-containerregistry/pkg/v1/static"
+	"github.com/google/go-containerregistry/pkg/v1/types"
 	"github.com/kiln-build/kiln/internal/image"
 	"github.com/kiln-build/kiln/internal/layer"
 	"github.com/kiln-build/kiln/internal/registryserver"
@@ -53,6 +60,8 @@ func TestScripts(t *testing.T) {
 			"mkimage":  cmdMkimage,
 			"registry": cmdRegistry,
 			"exits":    cmdExits,
+			"mklayout": cmdMklayout,
+			"get":      cmdGet,
 		},
 	})
 }
@@ -136,4 +145,69 @@ func mkimage(root, name string, texts []string) error {
 		return err
 	}
 	return image.Tag(st, desc, name)
+}
+
+// cmdMklayout makes an OCI layout, mklayout DIR NAME, with an image for two
+// platforms and, as BuildKit writes it, an attestation.
+func cmdMklayout(ts *testscript.TestScript, _ bool, args []string) {
+	ts.Check(mklayout(ts.MkAbs(args[0]), args[1]))
+}
+
+func mklayout(dir, name string) error {
+	index := mutate.IndexMediaType(empty.Index, types.OCIImageIndex)
+	for _, arch := range []string{"amd64", "arm64"} {
+		img, err := random.Image(1000, 2)
+		if err != nil {
+			return err
+		}
+		img = mutate.ConfigMediaType(mutate.MediaType(img, types.OCIManifestSchema1), types.OCIConfigJSON)
+		cfg, err := img.ConfigFile()
+		if err != nil {
+			return err
+		}
+		cfg = cfg.DeepCopy()
+		cfg.OS, cfg.Architecture = "linux", arch
+		if img, err = mutate.ConfigFile(img, cfg); err != nil {
+			return err
+		}
+		index = mutate.AppendManifests(index, mutate.IndexAddendum{
+			Add: img, Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: "linux", Architecture: arch}},
+		})
+	}
+	im, err := index.IndexManifest()
+	if err != nil {
+		return err
+	}
+	proof, err := mutate.AppendLayers(mutate.ConfigMediaType(mutate.MediaType(empty.Image, types.OCIManifestSchema1), types.OCIConfigJSON),
+		static.NewLayer([]byte(`{"predicate":{}}`), "application/vnd.in-toto+json"))
+	if err != nil {
+		return err
+	}
+	index = mutate.AppendManifests(index, mutate.IndexAddendum{Add: proof, Descriptor: v1.Descriptor{
+		Platform: &v1.Platform{OS: "unknown", Architecture: "unknown"},
+		Annotations: map[string]string{
+			"vnd.docker.reference.type": "attestation-manifest", "vnd.docker.reference.digest": im.Manifests[0].Digest.String(),
+		},
+	}})
+	l, err := layout.Write(dir, empty.Index)
+	if err != nil {
+		return err
+	}
+	return l.AppendIndex(index, layout.WithAnnotations(map[string]string{"io.containerd.image.name": name}))
+}
+
+// cmdGet gets a manifest from REGISTRY: get PATH FILE.
+func cmdGet(ts *testscript.TestScript, _ bool, args []string) {
+	req, err := http.NewRequest(http.MethodGet, "http://"+ts.Getenv("REGISTRY")+args[0], nil)
+	ts.Check(err)
+	req.Header.Set("Accept", string(types.OCIImageIndex))
+	resp, err := http.DefaultClient.Do(req)
+	ts.Check(err)
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	ts.Check(err)
+	if resp.StatusCode != http.StatusOK {
+		ts.Fatalf("%s: %s", resp.Status, b)
+	}
+	ts.Check(os.WriteFile(ts.MkAbs(args[1]), b, 0o600))
 }

@@ -21,10 +21,11 @@ func PrintError(w io.Writer, err error) {
 	}
 	lines := strings.Split(strings.TrimRight(err.Error(), "\n"), "\n")
 	for i, l := range lines {
+		lead := "  "
 		if i == 0 {
-			l = "ERROR: " + l
+			lead = "ERROR: "
 		}
-		b.WriteString(progress.Clean(l) + "\n")
+		b.WriteString(strings.TrimRight(lead+progress.Clean(l), " ") + "\n")
 	}
 	if hint != "" {
 		b.WriteString("hint: " + progress.Clean(hint) + "\n")
