@@ -35,7 +35,10 @@ func readLayer(r io.Reader) (*memtree.Tree, []string, error) {
 		dir, base := path.Split(p)
 		if base == ".wh..wh..opq" {
 			d := files[path.Clean(dir)]
-			d.Xattr = map[string]string{tree.XattrOpaque: "y"}
+			if d.Xattr == nil {
+				d.Xattr = map[string]string{}
+			}
+			d.Xattr[tree.XattrOpaque] = "y"
 			files[path.Clean(dir)] = d
 			continue
 		}
