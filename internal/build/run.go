@@ -184,7 +184,7 @@ func (j *job) open(ctx context.Context) error {
 		Filename: src.DockerfileName, BuildArgs: j.req.BuildArgs, Labels: j.req.Labels, Target: j.req.Target,
 		Platforms: j.req.Platforms, NoCache: j.req.NoCache, Network: j.req.Network, AddHosts: j.req.AddHosts,
 		NamedContexts: map[string]string{}, NoIgnoreFile: !src.Ignore,
-		Trees:         map[string]tree.Tree{frontend.ContextName: src.Tree, frontend.DockerfileName: src.DockerfileTree},
+		Trees: map[string]tree.Tree{frontend.ContextName: src.Tree, frontend.DockerfileName: src.DockerfileTree},
 	}
 	for name, value := range j.req.Contexts {
 		if err := j.openNamed(ctx, name, value); err != nil {

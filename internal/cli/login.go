@@ -101,15 +101,12 @@ func (a *App) login(cmd *cobra.Command, host string, f loginFlags) error {
 	if err != nil {
 		return err
 	}
-	if err := client.Login(cmd.Context(), host, f.user, f.password); err != nil {
-		return err
-	}
-	where, plain, err := auth.Store(cmd.Context(), host, f.user, f.password)
+	kept, err := client.Login(cmd.Context(), host, f.user, f.password)
 	if err != nil {
 		return err
 	}
-	if plain {
-		fmt.Fprintf(a.Err, "WARNING: the password is kept in plain text in %s; a credential helper would keep it safe.\n", where)
+	if kept.Plain {
+		fmt.Fprintf(a.Err, "WARNING: the password is kept in plain text in %s; a credential helper would keep it safe.\n", kept.Path)
 	}
 	if _, err := fmt.Fprintln(a.Out, "Login Succeeded"); err != nil {
 		return fmt.Errorf("write output: %w", err)

@@ -14,6 +14,7 @@ import (
 	"runtime"
 	"slices"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"github.com/kiln-build/kiln/internal/rootfs"
@@ -124,21 +125,20 @@ func digestContents(ctx context.Context, root *inode) (map[*inode]digest.Digest,
 	}
 	sums := make([]digest.Digest, len(todo))
 	g, gctx := errgroup.WithContext(ctx)
-	g.SetLimit(max(2, runtime.GOMAXPROCS(0)))
-	for k, i := range todo {
-		if gctx.Err() != nil {
-			break
-		}
+	var next atomic.Int64
+	for range min(len(todo), max(2, runtime.GOMAXPROCS(0))) {
 		g.Go(func() (err error) {
-			sums[k], err = i.contentDigest(gctx)
-			return err
+			buf := make([]byte, 64<<10)
+			for k := next.Add(1) - 1; k < int64(len(todo)); k = next.Add(1) - 1 {
+				if sums[k], err = todo[k].contentDigest(gctx, buf); err != nil {
+					return err
+				}
+			}
+			return nil
 		})
 	}
 	if err := g.Wait(); err != nil {
 		return nil, err
-	}
-	if ctx.Err() != nil {
-		return nil, context.Cause(ctx)
 	}
 	for k, i := range todo {
 		out[i] = sums[k]
@@ -160,7 +160,7 @@ func (i *inode) eachFile(yield func(*inode) bool) bool {
 	return true
 }
 
-func (i *inode) contentDigest(ctx context.Context) (digest.Digest, error) {
+func (i *inode) contentDigest(ctx context.Context, buf []byte) (digest.Digest, error) {
 	if d, err := i.content.digest(); err == nil {
 		return d, nil
 	} else if !errors.Is(err, errors.ErrUnsupported) {
@@ -172,7 +172,7 @@ func (i *inode) contentDigest(ctx context.Context) (digest.Digest, error) {
 	}
 	defer r.Close()
 	h := sha256.New()
-	if _, err := io.CopyBuffer(h, cancellable{ctx, r}, make([]byte, 128<<10)); err != nil {
+	if _, err := io.CopyBuffer(h, cancellable{ctx, r}, buf); err != nil {
 		return "", err
 	}
 	return digest.NewDigest(digest.SHA256, h), nil

@@ -17,13 +17,13 @@ type spool struct {
 	users int // Changes that share it
 }
 
-// add copies size bytes of r to the file and says where they are.
-func (s *spool) add(dir string, r io.Reader, size int64) (int64, error) {
+// add copies size bytes of r, by way of buf, to the file and says where they are.
+func (s *spool) add(dir string, r io.Reader, size int64, buf []byte) (int64, error) {
 	f, at, err := s.reserve(dir, size)
 	if err != nil {
 		return 0, err
 	}
-	n, err := io.CopyBuffer(io.NewOffsetWriter(f, at), struct{ io.Reader }{io.LimitReader(r, size)}, make([]byte, 128<<10))
+	n, err := io.CopyBuffer(struct{ io.Writer }{io.NewOffsetWriter(f, at)}, struct{ io.Reader }{io.LimitReader(r, size)}, buf)
 	if err == nil && n != size {
 		err = io.ErrUnexpectedEOF
 	}

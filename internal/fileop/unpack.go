@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/kiln-build/kiln/internal/fileop/decompress"
 	"github.com/kiln-build/kiln/internal/rootfs"
 	"github.com/kiln-build/kiln/internal/tree"
 )
@@ -58,7 +59,7 @@ func (c *Changes) unpack(ctx context.Context, src tree.Tree, s, dest string, own
 		return false, err
 	}
 	defer f.Close()
-	r, err := decompress(cancellable{ctx, f})
+	r, err := decompress.New(cancellable{ctx, f})
 	if err != nil {
 		return false, err
 	}
@@ -66,6 +67,7 @@ func (c *Changes) unpack(ctx context.Context, src tree.Tree, s, dest string, own
 	u := unpacker{
 		c: c, ctx: ctx, into: into, own: own,
 		metadata: or(c.opt.Limits.Metadata, defaultMetadata), content: or(c.opt.Limits.Content, defaultContent),
+		buf: make([]byte, 128<<10),
 	}
 	return true, u.run(tar.NewReader(r))
 }
@@ -84,7 +86,7 @@ func isArchive(src tree.Tree, p string) (bool, error) {
 		return false, err
 	}
 	defer f.Close()
-	r, err := decompress(f)
+	r, err := decompress.New(f)
 	if err != nil {
 		return false, nil //nolint:nilerr // what cannot be decompressed is no archive
 	}
@@ -101,6 +103,7 @@ type unpacker struct {
 	// What is left of the limits.
 	metadata, content int64
 	dirs              []dirTime
+	buf               []byte
 }
 
 // dirTime is a directory's time, set when it is full.
@@ -310,7 +313,7 @@ func (u *unpacker) regular(p string, h *tar.Header, r io.Reader) (*inode, error)
 	if u.content -= h.Size; u.content < 0 || h.Size < 0 {
 		return nil, errors.New("too much content")
 	}
-	at, err := u.c.spool.add(u.c.opt.Dir, r, h.Size)
+	at, err := u.c.spool.add(u.c.opt.Dir, r, h.Size, u.buf)
 	if err != nil {
 		return nil, err
 	}

@@ -84,7 +84,7 @@ func Assemble(opt AssembleOptions) (*Image, error) {
 		return nil, fmt.Errorf("assemble image: %w", err)
 	}
 	for i := range img.Layers {
-		img.Layers[i].Origin = opt.Layers[i].Origin
+		img.Layers[i].Origin, img.Layers[i].Created = opt.Layers[i].Origin, opt.Layers[i].Layer.Created
 	}
 	return img, nil
 }

@@ -160,13 +160,15 @@ func pack(ctx context.Context, st *store.Store, l Layer, c layer.Compression, le
 		return Layer{}, err
 	}
 	if k, ok := pick(have, c, level, force); ok {
-		return Layer{DiffID: l.DiffID, Blob: k.Descriptor}, nil
+		l.Blob, l.Origin = k.Descriptor, ""
+		return l, nil
 	}
 	desc, err := makeBlob(ctx, st, l, have, c, level)
 	if err != nil {
 		return Layer{}, fmt.Errorf("compress layer %s: %w", l.DiffID, err)
 	}
-	return Layer{DiffID: l.DiffID, Blob: desc}, noteBlob(st, l.DiffID, knownBlob{desc, string(c), level})
+	l.Blob, l.Origin = desc, ""
+	return l, noteBlob(st, l.DiffID, knownBlob{desc, string(c), level})
 }
 
 // settled reports whether l has a blob already that will do.
@@ -337,7 +339,7 @@ func Packed(ctx context.Context, st *store.Store, img *Image, c layer.Compressio
 	}
 	out.Ref = img.Ref
 	for i := range out.Layers {
-		out.Layers[i].Origin = ls[i].Origin
+		out.Layers[i].Origin, out.Layers[i].Created = ls[i].Origin, ls[i].Created
 	}
 	return out, nil
 }

@@ -101,15 +101,16 @@ func TestCommitFails(t *testing.T) {
 func TestPack(t *testing.T) {
 	st, ctx := newStore(t), context.Background()
 	bare := must(Commit(ctx, st, CommitOptions{}, canonical("a")))(t)
+	bare.Created = time.Unix(5, 0)
 	gz := must(Pack(ctx, st, bare, layer.Gzip, 0))(t)
-	if gz.Blob.Digest == "" || gz.DiffID != bare.DiffID {
+	if gz.Blob.Digest == "" || gz.DiffID != bare.DiffID || !gz.Created.Equal(bare.Created) {
 		t.Fatalf("packed: %+v", gz)
 	}
 	// Never twice: not even when the layer file is gone.
 	if err := st.DropLayer(bare.DiffID); err != nil {
 		t.Fatal(err)
 	}
-	if again := must(Pack(ctx, st, bare, layer.Gzip, 0))(t); again.Blob.Digest != gz.Blob.Digest {
+	if again := must(Pack(ctx, st, bare, layer.Gzip, 0))(t); again.Blob.Digest != gz.Blob.Digest || !again.Created.Equal(bare.Created) {
 		t.Errorf("packed again: %+v", again)
 	}
 	// The other compression is not made, unless one insists.

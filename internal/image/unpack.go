@@ -30,6 +30,8 @@ func Unpack(ctx context.Context, st *store.Store, l Layer, f Fetcher, progress f
 		return Layer{}, fmt.Errorf("unpack layer: %w", err)
 	}
 	if st.HasLayer(l.DiffID) {
+		// Asking for the blob keeps a prune from it while this build runs.
+		_ = l.Blob.Digest != "" && hasBlob(st, l.Blob)
 		return withBlob(st, l)
 	}
 	unlock, err := st.Lock(ctx, layerLock(l.DiffID))
@@ -94,7 +96,15 @@ func (u *unpacking) fromStore(ctx context.Context) error {
 		return err
 	}
 	defer w.Close()
-	return w.Commit(u.l.DiffID)
+	return u.commit(w)
+}
+
+// commit makes the layer file visible and notes its blob, which is there.
+func (u *unpacking) commit(w *store.LayerWriter) error {
+	if err := w.Commit(u.l.DiffID); err != nil {
+		return err
+	}
+	return noteBlob(u.st, u.l.DiffID, knownBlob{Descriptor: u.l.Blob, Compression: knownLayerTypes()[u.l.Blob.MediaType].compression})
 }
 
 // fetch converts a blob while it comes in.
@@ -127,10 +137,7 @@ func (u *unpacking) fetch(ctx context.Context, f Fetcher) error {
 	if _, err := blob.Commit(u.l.Blob.Digest); err != nil {
 		return err
 	}
-	if err := w.Commit(u.l.DiffID); err != nil {
-		return err
-	}
-	return noteBlob(u.st, u.l.DiffID, knownBlob{Descriptor: u.l.Blob, Compression: knownLayerTypes()[u.l.Blob.MediaType].compression})
+	return u.commit(w)
 }
 
 // checkBlob returns err, or, if the blob is another one than was announced, that:
@@ -266,4 +273,24 @@ func UnpackAll(ctx context.Context, st *store.Store, ls []Layer, f Fetcher, prog
 		return nil, err
 	}
 	return out, nil
+}
+
+// OpenLayer opens the layer file of l, which is unpacked first if it is not
+// there. One that turns out to be damaged is removed, and unpacked once more.
+func OpenLayer(ctx context.Context, st *store.Store, l Layer, f Fetcher) (*layer.Reader, error) {
+	for try := 0; ; try++ {
+		if _, err := Unpack(ctx, st, l, f, nil); err != nil {
+			return nil, err
+		}
+		r, err := layer.Open(st.LayerPath(l.DiffID))
+		if err == nil {
+			return r, nil
+		}
+		if !errors.Is(err, layer.ErrDamaged) {
+			return nil, fmt.Errorf("open layer %s: %w", l.DiffID, err)
+		}
+		if derr := st.DropLayer(l.DiffID); derr != nil || try > 0 {
+			return nil, errors.Join(fmt.Errorf("open layer %s: %w", l.DiffID, err), derr)
+		}
+	}
 }

@@ -322,3 +322,38 @@ func TestUnpackAll(t *testing.T) {
 		}
 	}
 }
+
+func TestOpenLayerHealsDamage(t *testing.T) {
+	st, ctx := newStore(t), context.Background()
+	l, r := layerOf(t, makeTar(t, map[string]string{"f": "x"}), layer.Gzip)
+	must(Unpack(ctx, st, l, r, nil))(t)
+	p := st.LayerPath(l.DiffID)
+	os.Chmod(p, 0o600)
+	if err := os.Truncate(p, 100); err != nil {
+		t.Fatal(err)
+	}
+	rd := must(OpenLayer(ctx, st, l, nil))(t) // the blob is there
+	rd.Close()
+	if s := readFile(t, st, l.DiffID, "f"); s != "x" || r.fetches.Load() != 1 {
+		t.Errorf("content %q, %d fetches", s, r.fetches.Load())
+	}
+}
+
+// A build that finds a layer also keeps its blob from a prune.
+func TestUnpackKeepsBlobFromPrune(t *testing.T) {
+	st, ctx := newStore(t), context.Background()
+	l, r := layerOf(t, makeTar(t, map[string]string{"f": "x"}), layer.Gzip)
+	must(Unpack(ctx, st, l, r, nil))(t)
+	old := time.Now().Add(-time.Hour)
+	for _, p := range []string{st.LayerPath(l.DiffID), filepath.Join(st.Root(), "blobs/sha256", l.Blob.Digest.Encoded())} {
+		os.Chtimes(p, old, old)
+	}
+	release := must(st.Use(ctx))(t)
+	defer release()
+	must(Unpack(ctx, st, l, nil, nil))(t)
+	other := must(store.Open(st.Root()))(t)
+	must(other.Prune(ctx, store.PruneOptions{}))(t)
+	if !st.HasLayer(l.DiffID) || !hasBlob(st, l.Blob) {
+		t.Error("prune took what a running build uses")
+	}
+}

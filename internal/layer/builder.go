@@ -14,6 +14,7 @@ type builder struct {
 	lim  Limits
 	// made counts all names ever made, replaced ones too: it bounds memory.
 	made    int
+	names   int64 // bytes of names and targets ever made
 	xattrs  map[string]*xattrSet
 	xattrSz int64
 	pending []pendingLink
@@ -143,6 +144,9 @@ func (b *builder) put(dir *inode, name string, in *inode) error {
 	if b.made++; b.made > b.lim.MaxEntries {
 		return &LimitError{Name: "MaxEntries", What: "entries in the layer", Max: int64(b.lim.MaxEntries)}
 	}
+	if b.names += int64(len(name) + len(in.target)); b.names > b.lim.MaxNameBytes {
+		return &LimitError{Name: "MaxNameBytes", What: "bytes of names and link targets", Max: b.lim.MaxNameBytes}
+	}
 	old := d.kids[name]
 	switch {
 	case old == nil:
@@ -178,6 +182,7 @@ func (b *builder) link(entry string, dir *inode, name, target string, meta *inod
 	}
 	if err != nil || in.flags&flagPending != 0 {
 		in = &inode{flags: flagPending, target: target}
+		b.names += int64(len(entry))
 		b.pending = append(b.pending, pendingLink{entry, dir, name, in})
 		return b.put(dir, name, in)
 	}

@@ -357,6 +357,9 @@ func TestLimits(t *testing.T) {
 		{"stream", Limits{MaxBytes: 13_000}, []ent{reg("a", big), reg("b", "1"), reg("c", "1")}, "the limit MaxBytes is 13000"},
 		{"entries", Limits{MaxEntries: 3}, []ent{reg("a", ""), reg("b/c/d", "")}, "too many entries in the layer: the limit MaxEntries is 3"},
 		{"one entry again and again", Limits{MaxEntries: 3}, []ent{reg("a", ""), reg("a", ""), reg("a", ""), reg("a", "")}, "MaxEntries"},
+		{"names", Limits{MaxNameBytes: 100}, []ent{reg(strings.Repeat("a", 101), "")}, "too many bytes of names and link targets: the limit MaxNameBytes is 100"},
+		{"targets", Limits{MaxNameBytes: 100}, []ent{symlink("a", strings.Repeat("a", 50)), symlink("b", strings.Repeat("a", 50))}, "MaxNameBytes"},
+		{"targets of links", Limits{MaxNameBytes: 100}, []ent{hardlink("a", strings.Repeat("a", 50)), hardlink("b", strings.Repeat("a", 50))}, "MaxNameBytes"},
 		{"xattrs", Limits{MaxXattrBytes: 100}, []ent{
 			reg("a", "").with(pax("SCHILY.xattr.user.a", strings.Repeat("x", 60))),
 			reg("b", "").with(pax("SCHILY.xattr.user.a", strings.Repeat("y", 60))),

@@ -4,6 +4,6 @@
 // behind it (docs/design/layer-format.md).
 //
 // A layer file is written in one streaming pass over a tar and never changes.
-// Memory grows with the number of entries (about half a KB each), never with
+// Memory grows with the number of entries (about 200 bytes each), never with
 // their content. Tar streams are hostile input.
 package layer

@@ -11,16 +11,21 @@ type Limits struct {
 	// MaxFileSize bounds one file's size.
 	MaxFileSize int64
 	// MaxEntries bounds the number of entries, with the parent directories
-	// that the tar does not have. It is what bounds Convert's memory.
+	// that the tar does not have. With the next two it bounds Convert's memory.
 	MaxEntries int
+	// MaxNameBytes bounds the sum of all names in directories and link targets.
+	MaxNameBytes int64
 	// MaxXattrBytes bounds the sum of all different sets of extended attributes.
 	MaxXattrBytes int64
 }
 
 // DefaultLimits returns limits far above what real layers need and below what
-// would hurt: at most about 300 MB of memory, 128 GiB of disk.
+// would hurt: a hostile layer makes Convert take at most about 400 MB of memory, 128 GiB of disk.
 func DefaultLimits() Limits {
-	return Limits{MaxBytes: 128 << 30, MaxFileSize: 128 << 30, MaxEntries: 1 << 20, MaxXattrBytes: 64 << 20}
+	return Limits{
+		MaxBytes: 128 << 30, MaxFileSize: 128 << 30,
+		MaxEntries: 1 << 20, MaxNameBytes: 64 << 20, MaxXattrBytes: 64 << 20,
+	}
 }
 
 func (l Limits) withDefaults() Limits {
@@ -33,6 +38,9 @@ func (l Limits) withDefaults() Limits {
 	}
 	if l.MaxEntries <= 0 {
 		l.MaxEntries = d.MaxEntries
+	}
+	if l.MaxNameBytes <= 0 {
+		l.MaxNameBytes = d.MaxNameBytes
 	}
 	if l.MaxXattrBytes <= 0 {
 		l.MaxXattrBytes = d.MaxXattrBytes

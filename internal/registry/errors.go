@@ -134,7 +134,7 @@ func (s *session) fail(ctx context.Context, what string, err error) error {
 	if errors.As(err, &d) && d.Code != 0 {
 		return &diag.Error{Err: fmt.Errorf("%s: %w", what, err), Hint: d.Hint, Code: d.Code}
 	}
-	text := fmt.Sprintf("%s: registry %q, repository %q: %v", what, s.target.host, s.target.path, err)
+	text := fmt.Sprintf("%s: registry %q, repository %q: %v", what, s.target.name(), s.target.path, err)
 	var status *statusError
 	if errors.As(err, &status) && isAuth(status.code) {
 		text += " (credentials: " + s.described() + ")"
@@ -173,10 +173,7 @@ func (s *session) scrub(text string) string {
 
 // hint says what to do about an error.
 func (s *session) hint(err error) string {
-	host := s.target.host
-	if host == hubHost {
-		host = "docker.io"
-	}
+	host := s.target.name()
 	var (
 		status    *statusError
 		plain     *plainHTTPError
@@ -211,7 +208,9 @@ func (s *session) statusHint(e *statusError, host string) string {
 		if e.has("NAME_UNKNOWN") {
 			return "Check the name; some registries want the repository to be made before the first push."
 		}
-		return "Check the image's name and tag."
+		if e.has("MANIFEST_UNKNOWN") {
+			return "Check the image's name and tag."
+		}
 	case http.StatusRequestEntityTooLarge:
 		return "The registry, or a proxy before it, limits the size of uploads: raise its limit."
 	case http.StatusTooManyRequests:

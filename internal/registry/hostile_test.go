@@ -198,7 +198,7 @@ func TestBlobsThatAreWrong(t *testing.T) {
 		"short":       {whole(good[:99_999]), "99999 bytes"},
 		"short chunk": {func(w http.ResponseWriter, _ *http.Request) { chunked(w, good[:99_999]) }, "99999 of 100000"},
 		"long":        {whole(append(bytes.Clone(good), 'x')), "100001 bytes"},
-		"endless":     {func(w http.ResponseWriter, r *http.Request) { flood(w, r, good) }, "digest|more than"},
+		"endless":     {func(w http.ResponseWriter, r *http.Request) { flood(w, r, changed) }, "the blob has digest"},
 		"html":        {answer("text/html", "<html>"), "6 bytes"},
 		"404":         {func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNotFound) }, "404 Not Found"},
 		"stalls": {func(w http.ResponseWriter, r *http.Request) {
@@ -226,14 +226,7 @@ func TestBlobsThatAreWrong(t *testing.T) {
 			l := registryWith(t, img, "/blobs/", c.h)
 			bounded(t, func() {
 				got, err := fetch(t.Context(), newClient(t), l)
-				wantError(t, err, l.Blob.Digest.String(), `"a/b"`)
-				ok := false
-				for _, w := range strings.Split(c.want, "|") {
-					ok = ok || err != nil && strings.Contains(err.Error(), w)
-				}
-				if !ok {
-					t.Errorf("%q is not in %v", c.want, err)
-				}
+				wantError(t, err, c.want, l.Blob.Digest.String(), `"a/b"`)
 				if len(got) > len(good) {
 					t.Errorf("%d bytes came out", len(got))
 				}

@@ -94,6 +94,9 @@ func (t target) id() string {
 	return t.tag
 }
 
+// name of the registry, as people know it.
+func (t target) name() string { return reference.Domain(t.named) }
+
 // scope for a bearer token.
 func (t target) scope(actions string) string { return "repository:" + t.path + ":" + actions }
 

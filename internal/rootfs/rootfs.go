@@ -78,16 +78,13 @@ func (f *FS) find(op, p string) (found, error) {
 		return f.root()
 	}
 	done, stack := f.nearest(path.Dir(p))
+	at := 0 // p[:at] is done, with its slash
+	if done != "." {
+		at = len(done) + 1
+	}
 	for {
-		rest := p
-		if done != "." {
-			rest = p[len(done)+1:]
-		}
-		name, _, more := strings.Cut(rest, "/")
-		next := name
-		if done != "." {
-			next = done + "/" + name
-		}
+		name, _, more := strings.Cut(p[at:], "/")
+		next := p[:at+len(name)]
 		e, err := f.step(stack, next)
 		if err != nil {
 			return found{}, pathError(op, p, err)
@@ -98,8 +95,8 @@ func (f *FS) find(op, p string) (found, error) {
 		if !e.node.IsDir() {
 			return found{}, pathError(op, p, fs.ErrNotExist)
 		}
-		done, stack = next, e.stack
-		f.remember(done, stack)
+		at, stack = len(next)+1, e.stack
+		f.remember(next, stack)
 	}
 }
 

@@ -25,6 +25,7 @@ import (
 	"golang.org/x/tools/txtar"
 
 	"github.com/kiln-build/kiln/test/compare"
+	"github.com/kiln-build/kiln/test/kilnrun"
 )
 
 //go:embed cases/*.txtar
@@ -150,9 +151,6 @@ func (c *Case) key(salt string) string {
 	return fmt.Sprintf("%x", h.Sum(nil))
 }
 
-// An ordinary user, who makes and owns contexts when the tests run as root.
-const nobody = 65532
-
 // epoch is the time of a context's files. It is another for every case:
 // BuildKit takes files of one name, size and time for the same, whatever context they come from.
 func (c *Case) epoch() time.Time {
@@ -174,7 +172,7 @@ func (c *Case) Write(dir string) error {
 		}
 	}
 	start := time.Now().Add(-time.Minute)
-	if err := chownAll(dir); err != nil {
+	if err := kilnrun.Own(dir); err != nil {
 		return err
 	}
 	if err := runSetup(dir); err != nil {
@@ -192,18 +190,6 @@ func (c *Case) Write(dir string) error {
 	})
 }
 
-func chownAll(dir string) error {
-	if os.Geteuid() != 0 {
-		return nil
-	}
-	return filepath.WalkDir(dir, func(p string, _ fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		return os.Lchown(p, nobody, nobody)
-	})
-}
-
 func runSetup(dir string) error {
 	script := filepath.Join(dir, "setup.sh")
 	if _, err := os.Stat(script); errors.Is(err, fs.ErrNotExist) {
@@ -213,7 +199,7 @@ func runSetup(dir string) error {
 	cmd.Dir = dir
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "LC_ALL=C.UTF-8", "TZ=UTC"}
 	if os.Geteuid() == 0 {
-		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: kilnrun.Nobody, Gid: kilnrun.Nobody}}
 	}
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("run setup.sh: %w\n%s", err, out)

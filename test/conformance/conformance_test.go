@@ -18,6 +18,7 @@ import (
 
 	"github.com/kiln-build/kiln/test/baseimages"
 	"github.com/kiln-build/kiln/test/compare"
+	"github.com/kiln-build/kiln/test/kilnrun"
 	"github.com/kiln-build/kiln/test/refbuild"
 	"github.com/kiln-build/kiln/test/testenv"
 )
@@ -221,39 +222,18 @@ func (b *bed) buildkit(ctx context.Context, t *testing.T) *oracle {
 
 func (b *bed) kiln(ctx context.Context, t *testing.T) *kiln {
 	t.Helper()
-	bin, err := testenv.Kiln(ctx)
+	r, err := kilnrun.New(ctx, filepath.Join(b.work, "kiln"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	k := &kiln{bin: bin, work: filepath.Join(b.work, "kiln"), host: b.host}
-	if err := os.Mkdir(k.work, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if os.Geteuid() == 0 {
-		if k.unpriv, err = testenv.Tool(ctx, "unpriv"); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.Chown(k.work, nobody, nobody); err != nil {
-			t.Fatal(err)
-		}
-		// The repository may be where uid 65532 cannot go.
-		data, err := os.ReadFile(k.bin)
-		if err != nil {
-			t.Fatal(err)
-		}
-		k.bin = filepath.Join(b.work, "bin-kiln")
-		if err := os.WriteFile(k.bin, data, 0o755); err != nil {
-			t.Fatal(err)
-		}
-	}
-	return k
+	return &kiln{Runner: r, host: b.host}
 }
 
 func check(ctx context.Context, t *testing.T, b *bed, k builder, c *Case) {
 	if _, ok := k.(*oracle); ok && c.KilnOnly != "" {
 		t.Skip(c.KilnOnly)
 	}
-	dir := filepath.Join(b.work, "kiln", "context-"+c.Name)
+	dir := filepath.Join(b.work, "context", c.Name)
 	if err := c.Write(dir); err != nil {
 		t.Fatal(err)
 	}

@@ -2,19 +2,16 @@ package conformance
 
 import (
 	"context"
-	"errors"
-	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
+
+	"github.com/kiln-build/kiln/test/kilnrun"
 )
 
 // kiln runs the builder under test in one store.
 type kiln struct {
-	bin    string
-	unpriv string // the program that takes privileges away; "" when not root
-	work   string // writable for it: store and nothing else
-	host   string // registry
+	*kilnrun.Runner
+	host string // registry
 }
 
 // build builds and pushes a case; it returns the output and the exit code.
@@ -23,12 +20,12 @@ func (k *kiln) build(ctx context.Context, c *Case, ctxDir, ref string) (string, 
 	if c.Pre != "" {
 		base := ref + "-base"
 		pre := &Case{File: c.Pre}
-		if out, code, err := k.run(ctx, append(k.arguments(pre, ctxDir), "-t", base, ctxDir)); err != nil || code != 0 {
+		if out, code, err := k.Run(ctx, append(k.arguments(pre, ctxDir), "-t", base, ctxDir)...); err != nil || code != 0 {
 			return "build of the base image: " + out, code, err
 		}
 		args = append(args, "--build-arg", "BASE="+base, "--pull")
 	}
-	return k.run(ctx, append(args, "-t", ref, ctxDir))
+	return k.Run(ctx, append(args, "-t", ref, ctxDir)...)
 }
 
 func (k *kiln) arguments(c *Case, ctxDir string) []string {
@@ -57,22 +54,4 @@ func (k *kiln) arguments(c *Case, ctxDir string) []string {
 		args = append(args, "--network", c.Network)
 	}
 	return args
-}
-
-func (k *kiln) run(ctx context.Context, args []string) (string, int, error) {
-	args = append([]string{args[0], "--root", filepath.Join(k.work, "store")}, args[1:]...)
-	var cmd *exec.Cmd
-	if k.unpriv != "" {
-		args = append([]string{"-ro", "-rw", k.work, "-dir", k.work, "--", k.bin}, args...)
-		cmd = exec.CommandContext(ctx, k.unpriv, args...)
-	} else {
-		cmd = exec.CommandContext(ctx, k.bin, args...)
-		cmd.Env = []string{"PATH=" + os.Getenv("PATH")}
-	}
-	out, err := cmd.CombinedOutput()
-	var exit *exec.ExitError
-	if errors.As(err, &exit) && ctx.Err() == nil {
-		return string(out), exit.ExitCode(), nil
-	}
-	return string(out), 0, err
 }

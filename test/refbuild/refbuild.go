@@ -63,9 +63,24 @@ type Daemon struct {
 	cmd *exec.Cmd
 }
 
+// Options say how the daemon is run.
+type Options struct {
+	// Hosts are registries ("127.0.0.1:5000") that speak plain HTTP.
+	Hosts []string
+	// CgroupParent is where steps are put, relative to the daemon's hierarchy; "" for runc's own choice.
+	CgroupParent string
+	// Wrap, if not nil, changes the daemon's command line; the process stays the daemon's own.
+	Wrap func(argv []string) []string
+}
+
 // Start runs buildkitd with its state in dir, taking the registries at hosts
 // ("127.0.0.1:5000") to speak plain HTTP.
 func Start(ctx context.Context, dir string, hosts ...string) (*Daemon, error) {
+	return StartWith(ctx, dir, Options{Hosts: hosts})
+}
+
+// StartWith is Start with more to say.
+func StartWith(ctx context.Context, dir string, o Options) (*Daemon, error) {
 	if os.Geteuid() != 0 {
 		return nil, errors.New("start buildkitd: needs root")
 	}
@@ -80,9 +95,12 @@ func Start(ctx context.Context, dir string, hosts ...string) (*Daemon, error) {
 		return nil, err
 	}
 	d := &Daemon{Dir: dir, bin: bin}
-	toml := fmt.Sprintf("root = %q\n[grpc]\naddress = [%q]\n[worker.oci]\nnetworkMode = \"host\"\ngc = false\n[worker.containerd]\nenabled = false\n",
-		filepath.Join(dir, "state"), d.addr())
-	for _, h := range hosts {
+	toml := fmt.Sprintf("root = %q\n[grpc]\naddress = [%q]\n[worker.oci]\nnetworkMode = \"host\"\ngc = false\n", filepath.Join(dir, "state"), d.addr())
+	if o.CgroupParent != "" {
+		toml += fmt.Sprintf("defaultCgroupParent = %q\n", "/"+o.CgroupParent)
+	}
+	toml += "[worker.containerd]\nenabled = false\n"
+	for _, h := range o.Hosts {
 		toml += fmt.Sprintf("[registry.%q]\nhttp = true\n", h)
 	}
 	conf := filepath.Join(dir, "buildkitd.toml")
@@ -94,7 +112,11 @@ func Start(ctx context.Context, dir string, hosts ...string) (*Daemon, error) {
 		return nil, err
 	}
 	defer log.Close()
-	d.cmd = exec.Command(filepath.Join(bin, "buildkitd"), "--config", conf)
+	argv := []string{filepath.Join(bin, "buildkitd"), "--config", conf}
+	if o.Wrap != nil {
+		argv = o.Wrap(argv)
+	}
+	d.cmd = exec.Command(argv[0], argv[1:]...)
 	d.cmd.Stdout, d.cmd.Stderr = log, log
 	d.cmd.Env = append(os.Environ(), "TMPDIR="+dir)
 	d.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}

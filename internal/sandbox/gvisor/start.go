@@ -63,7 +63,6 @@ func (s *Sandbox) start(ctx context.Context, platform string, c sandbox.Config, 
 		return nil, fmt.Errorf("start sandbox: %w", err)
 	}
 	config := wireConfig(platform, c)
-	config.UpperSize = upperSize(upper)
 	config.SelfTest = selfTest
 	config.Debug = s.opts.DebugLog != nil
 	if err := sess.boot(ctx, config); err != nil {
@@ -122,19 +121,7 @@ func openUpper(dir string) (*os.File, error) {
 	return f, nil
 }
 
-// upperSize is how many bytes the upper layer may take: all that is free, but
-// for a margin. The guest then sees a file system that is full, as on any
-// machine, instead of writes to a mapped file that fail behind its back.
-func upperSize(f *os.File) uint64 {
-	free, ok := freeBytes(f)
-	if !ok {
-		return 0
-	}
-	return max(free-min(free, diskMargin(free)), 1<<20)
-}
-
-func diskMargin(free uint64) uint64 { return max(16<<20, free/50) }
-
+// freeBytes is what is free on the disk that f is on.
 func freeBytes(f *os.File) (uint64, bool) {
 	var st unix.Statfs_t
 	if err := unix.Fstatfs(int(f.Fd()), &st); err != nil {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"debug/elf"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -56,93 +57,140 @@ func guestCommand(name string, a []string) error {
 	for len(a) < 3 {
 		a = append(a, "")
 	}
-	switch name {
-	case "setxattr": // PATH NAME HEX
-		v, err := hex.DecodeString(a[2])
-		if err != nil {
+	do, ok := map[string]func(a []string) error{
+		"setxattr": guestSetxattr, "getxattr": guestGetxattr, "settime": guestSetTime, "sparse": guestSparse,
+		"write": guestWrite, "files": guestFiles, "eat": guestEat, "dial": guestDial,
+		"mmap":     func(a []string) error { return guestMmap(a[0]) },
+		"deep":     func(a []string) error { return guestDeep(a[0], a[1]) },
+		"unlinked": func(a []string) error { return guestUnlinked(a[0]) },
+		"socket":   func(a []string) error { return guestSocket(a[0]) },
+		"fds":      func([]string) error { return guestFDs() },
+		"leakpipe": func([]string) error { return guestLeakPipe() },
+		"limits":   func([]string) error { return guestLimits() },
+		"nonewprivs": func([]string) error {
+			n, err := unix.PrctlRetInt(unix.PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0)
+			fmt.Println(n)
+			return err
+		},
+	}[name]
+	if !ok {
+		return errors.New("unknown command")
+	}
+	return do(a)
+}
+
+// guestSetxattr takes PATH NAME HEX.
+func guestSetxattr(a []string) error {
+	v, err := hex.DecodeString(a[2])
+	if err != nil {
+		return err
+	}
+	return unix.Lsetxattr(a[0], a[1], v, 0)
+}
+
+// guestGetxattr takes PATH NAME.
+func guestGetxattr(a []string) error {
+	b := make([]byte, 4096)
+	n, err := unix.Lgetxattr(a[0], a[1], b)
+	fmt.Println(hex.EncodeToString(b[:max(n, 0)]))
+	return err
+}
+
+// guestSetTime takes PATH SECONDS NANOSECONDS.
+func guestSetTime(a []string) error {
+	sec, err := strconv.ParseInt(a[1], 10, 64)
+	if err != nil {
+		return err
+	}
+	nsec, err := strconv.ParseInt(a[2], 10, 64)
+	if err != nil {
+		return err
+	}
+	ts := unix.Timespec{Sec: sec, Nsec: nsec}
+	return unix.UtimesNanoAt(unix.AT_FDCWD, a[0], []unix.Timespec{ts, ts}, unix.AT_SYMLINK_NOFOLLOW)
+}
+
+// guestWrite takes SIZE, and writes so much in one system call.
+func guestWrite(a []string) error {
+	n, err := strconv.Atoi(a[0])
+	if err != nil {
+		return err
+	}
+	_, err = os.Stdout.Write(bytes.Repeat([]byte("\x00\x01\xff\xfe\r\n\x1b["), n/8))
+	return err
+}
+
+// guestSocket takes PATH.
+func guestSocket(path string) error {
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		return err
+	}
+	if u, ok := l.(*net.UnixListener); ok {
+		u.SetUnlinkOnClose(false)
+	}
+	return l.Close()
+}
+
+// guestDial takes ADDRESS.
+func guestDial(a []string) error {
+	c, err := net.DialTimeout("tcp", a[0], 5*time.Second)
+	if err != nil {
+		return err
+	}
+	_, err = c.Write([]byte("hello from the guest"))
+	c.Close()
+	return err
+}
+
+func guestLimits() error {
+	for _, r := range []int{unix.RLIMIT_NOFILE, unix.RLIMIT_CORE, unix.RLIMIT_STACK} {
+		var l unix.Rlimit
+		if err := unix.Getrlimit(r, &l); err != nil {
 			return err
 		}
-		return unix.Lsetxattr(a[0], a[1], v, 0)
-	case "getxattr": // PATH NAME
-		b := make([]byte, 4096)
-		n, err := unix.Lgetxattr(a[0], a[1], b)
-		fmt.Println(hex.EncodeToString(b[:max(n, 0)]))
+		fmt.Println(l.Cur, l.Max)
+	}
+	return nil
+}
+
+// guestEat takes MEGABYTES, and uses so much memory.
+func guestEat(a []string) error {
+	n, err := strconv.Atoi(a[0])
+	if err != nil {
 		return err
-	case "mmap": // PATH
-		return guestMmap(a[0])
-	case "settime": // PATH SECONDS NANOSECONDS
-		sec, _ := strconv.ParseInt(a[1], 10, 64)
-		nsec, _ := strconv.ParseInt(a[2], 10, 64)
-		ts := unix.Timespec{Sec: sec, Nsec: nsec}
-		return unix.UtimesNanoAt(unix.AT_FDCWD, a[0], []unix.Timespec{ts, ts}, unix.AT_SYMLINK_NOFOLLOW)
-	case "sparse": // PATH SIZE
-		n, _ := strconv.ParseInt(a[1], 10, 64)
-		return guestSparse(a[0], n)
-	case "write": // SIZE, in one system call
-		n, _ := strconv.Atoi(a[0])
-		b := bytes.Repeat([]byte("\x00\x01\xff\xfe\r\n\x1b["), n/8)
-		_, err := os.Stdout.Write(b)
+	}
+	b := make([]byte, n<<20)
+	for i := 0; i < len(b); i += 4096 {
+		b[i] = 1
+	}
+	time.Sleep(200 * time.Millisecond)
+	fmt.Println("ate", len(b))
+	return nil
+}
+
+// guestFiles takes DIR COUNT BYTES.
+func guestFiles(a []string) error {
+	n, err := strconv.Atoi(a[1])
+	if err != nil {
 		return err
-	case "deep": // DIR DEPTH
-		return guestDeep(a[0], a[1])
-	case "fds":
-		return guestFDs()
-	case "leakpipe":
-		return guestLeakPipe()
-	case "unlinked": // DIR
-		return guestUnlinked(a[0])
-	case "socket": // PATH
-		l, err := net.Listen("unix", a[0])
-		if err != nil {
-			return err
-		}
-		l.(*net.UnixListener).SetUnlinkOnClose(false)
-		return l.Close()
-	case "dial": // ADDRESS
-		c, err := net.DialTimeout("tcp", a[0], 5*time.Second)
-		if err != nil {
-			return err
-		}
-		_, err = c.Write([]byte("hello from the guest"))
-		c.Close()
+	}
+	size, err := strconv.Atoi(a[2])
+	if err != nil {
 		return err
-	case "limits":
-		for _, r := range []int{unix.RLIMIT_NOFILE, unix.RLIMIT_CORE, unix.RLIMIT_STACK} {
-			var l unix.Rlimit
-			if err := unix.Getrlimit(r, &l); err != nil {
-				return err
-			}
-			fmt.Println(l.Cur, l.Max)
-		}
-		return nil
-	case "nonewprivs":
-		n, err := unix.PrctlRetInt(unix.PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0)
-		fmt.Println(n)
-		return err
-	case "eat": // MEGABYTES
-		n, _ := strconv.Atoi(a[0])
-		b := make([]byte, n<<20)
-		for i := 0; i < len(b); i += 4096 {
-			b[i] = 1
-		}
-		time.Sleep(200 * time.Millisecond)
-		fmt.Println("ate", len(b))
-		return nil
-	case "files": // DIR COUNT BYTES
-		n, _ := strconv.Atoi(a[1])
-		size, _ := strconv.Atoi(a[2])
-		for i := range n {
-			d := fmt.Sprintf("%s/%d", a[0], i/1000)
+	}
+	for i := range n {
+		d := fmt.Sprintf("%s/%d", a[0], i/1000)
+		if i%1000 == 0 {
 			if err := os.MkdirAll(d, 0o755); err != nil {
 				return err
 			}
-			if err := os.WriteFile(fmt.Sprintf("%s/%d", d, i), make([]byte, size), 0o644); err != nil {
-				return err
-			}
 		}
-		return nil
+		if err := os.WriteFile(fmt.Sprintf("%s/%d", d, i), make([]byte, size), 0o644); err != nil {
+			return err
+		}
 	}
-	return fmt.Errorf("unknown command")
+	return nil
 }
 
 func guestMmap(path string) error {
@@ -164,8 +212,13 @@ func guestMmap(path string) error {
 	return nil // neither msync nor munmap
 }
 
-func guestSparse(path string, size int64) error {
-	f, err := os.Create(path)
+// guestSparse takes PATH SIZE.
+func guestSparse(a []string) error {
+	size, err := strconv.ParseInt(a[1], 10, 64)
+	if err != nil {
+		return err
+	}
+	f, err := os.Create(a[0])
 	if err != nil {
 		return err
 	}
@@ -176,7 +229,10 @@ func guestSparse(path string, size int64) error {
 }
 
 func guestDeep(dir, depth string) error {
-	n, _ := strconv.Atoi(depth)
+	n, err := strconv.Atoi(depth)
+	if err != nil {
+		return err
+	}
 	if err := os.Chdir(dir); err != nil {
 		return err
 	}

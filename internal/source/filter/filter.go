@@ -155,7 +155,7 @@ func (f *filtered) ReadDir(p string) ([]tree.Entry, error) {
 
 // Readlink implements tree.Tree.
 func (f *filtered) Readlink(p string) (string, error) {
-	if _, err := f.Lstat(p); err != nil {
+	if err := f.keeps("read link", p); err != nil {
 		return "", err
 	}
 	return f.under.Readlink(p)
@@ -163,7 +163,7 @@ func (f *filtered) Readlink(p string) (string, error) {
 
 // Open implements tree.Tree.
 func (f *filtered) Open(p string) (io.ReadCloser, error) {
-	if _, err := f.Lstat(p); err != nil {
+	if err := f.keeps("open", p); err != nil {
 		return nil, err
 	}
 	return f.under.Open(p)
@@ -171,10 +171,29 @@ func (f *filtered) Open(p string) (io.ReadCloser, error) {
 
 // ContentDigest implements content.Digester, as the tree below does it.
 func (f *filtered) ContentDigest(p string) (digest.Digest, error) {
-	if _, err := f.Lstat(p); err != nil {
+	if err := f.keeps("digest of", p); err != nil {
 		return "", err
 	}
 	return content.Digest(f.under, p)
+}
+
+// keeps is an error if a path is left out, were it a file. It saves looking at
+// the path, which what is done with it next does anyway.
+func (f *filtered) keeps(what, p string) error {
+	parent, err := f.dir(path.Dir(p))
+	if err != nil {
+		return err
+	}
+	v := parent
+	if !parent.pruned && p != "." {
+		if v, err = f.judge(parent, p, false); err != nil {
+			return err
+		}
+	}
+	if v.out {
+		return notExist(what, p)
+	}
+	return nil
 }
 
 // visible reports whether an existing path, in a directory that is not pruned,

@@ -472,3 +472,37 @@ func TestConcurrentUse(t *testing.T) {
 	}
 	wg.Wait()
 }
+
+// BenchmarkWalk walks 20,000 files through the patterns of a usual .dockerignore.
+func BenchmarkWalk(b *testing.B) {
+	dir := b.TempDir()
+	for i := range 20000 {
+		p := filepath.Join(dir, fmt.Sprintf("pkg%d/lib%d", i/1000, i/50))
+		if i%50 == 0 {
+			if err := os.MkdirAll(p, 0o755); err != nil {
+				b.Fatal(err)
+			}
+		}
+		if err := os.WriteFile(filepath.Join(p, fmt.Sprint(i, ".js")), nil, 0o644); err != nil {
+			b.Fatal(err)
+		}
+	}
+	l := openLocal(b, dir)
+	patterns := []string{".git", "**/node_modules", "*.md", "!README.md", "**/*.log", "dist/**", "**/.env*", "build/*"}
+	for name, t := range map[string]tree.Tree{"bare": l, "filtered": filter.Filter(l, nil, patterns, nil)} {
+		b.Run(name, func(b *testing.B) {
+			for b.Loop() {
+				if _, err := nodes(t); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+	b.Run("fsutil", func(b *testing.B) {
+		for b.Loop() {
+			if _, err := oracle(dir, nil, patterns, nil); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+}

@@ -161,8 +161,7 @@ func TestSlowReaderIsNoStall(t *testing.T) {
 }
 
 func TestRedirects(t *testing.T) {
-	var url string
-	url = serve(t, func(w http.ResponseWriter, r *http.Request) {
+	url := serve(t, func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case "/loop":
 			http.Redirect(w, r, "/loop", http.StatusFound)

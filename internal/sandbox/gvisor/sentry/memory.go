@@ -52,6 +52,19 @@ func memoryFiles() (memory, upper *pgalloc.MemoryFile, err error) {
 	return memory, upper, err
 }
 
+// upperSize is how many bytes an upper layer may take: all that is free on
+// its disk now, but for a margin. The guest then sees a file system that is full, as on
+// any machine, instead of writes to a mapped file that fail behind its back.
+func upperSize() uint64 {
+	const least = 1 << 20
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(wire.FDUpper, &st); err != nil || st.Bsize <= 0 {
+		return least
+	}
+	free := st.Bavail * uint64(st.Bsize)
+	return max(free-min(free, max(16<<20, free/50)), least)
+}
+
 // setTotalMemory fixes what the guest sees as the machine's memory.
 func setTotalMemory() {
 	mem := totalMemory()

@@ -46,9 +46,7 @@ func (g *guest) newRootfs() (*rootfs, error) {
 		return nil, fmt.Errorf("make mount points: %w", err)
 	}
 	opts := internal(tmpfs.FilesystemOpts{MemoryFile: g.upper, DisableDefaultSizeLimit: true})
-	if n := g.config.UpperSize; n > 0 {
-		opts.GetFilesystemOptions.Data = fmt.Sprintf("size=%d", n)
-	}
+	opts.GetFilesystemOptions.Data = fmt.Sprintf("size=%d", upperSize())
 	if r.upper, err = g.mount(tmpfs.Name, opts); err != nil {
 		return nil, err
 	}

@@ -77,14 +77,13 @@ type File struct {
 
 // Config describes a session. Descriptors are those that the process inherited.
 type Config struct {
-	Platform  string // "systrap" or "ptrace"
-	Layers    int    // number of layer files from FDLayers on
-	UpperSize uint64 // bytes that the upper layer may take; 0: no limit
-	Network   bool
-	Hostname  string
-	Files     []File
-	SelfTest  bool // run a trivial program before saying Booted
-	Debug     bool // log as much as gVisor can
+	Platform string // "systrap" or "ptrace"
+	Layers   int    // number of layer files from FDLayers on
+	Network  bool
+	Hostname string
+	Files    []File
+	SelfTest bool // run a trivial program before saying Booted
+	Debug    bool // log as much as gVisor can
 }
 
 // Process is one step.

@@ -1,4 +1,6 @@
-package fileop
+// Package decompress opens what ADD may unpack: gzip, bzip2, xz and zstd, told by
+// their first bytes, with bounded memory whatever the stream asks for.
+package decompress
 
 import (
 	"bufio"
@@ -16,9 +18,9 @@ import (
 // maxWindow bounds the memory that a compressed archive may ask for.
 const maxWindow = 128 << 20
 
-// decompress decompresses r if it begins as gzip, bzip2, xz or zstd does, and
-// gives it as it is otherwise.
-func decompress(r io.Reader) (io.ReadCloser, error) {
+// New decompresses r if it begins as gzip, bzip2, xz or zstd does, and gives it as it
+// is otherwise. An error may come with the first Read instead.
+func New(r io.Reader) (io.ReadCloser, error) {
 	br := bufio.NewReaderSize(r, 64<<10)
 	head, err := br.Peek(8)
 	if err != nil && !errors.Is(err, io.EOF) {

@@ -1,0 +1,5 @@
+import sys
+
+from greeter import greet
+
+print("ok" if "--check" in sys.argv else greet("world"))
