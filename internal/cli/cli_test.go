@@ -25,6 +25,7 @@ import (
 	"github.com/kiln-build/kiln/internal/image"
 	"github.com/kiln-build/kiln/internal/layer"
 	"github.com/kiln-build/kiln/internal/registryserver"
+	"github.com/kiln-build/kiln/internal/sandbox/gvisor"
 	"github.com/kiln-build/kiln/internal/store"
 	"github.com/kiln-build/kiln/internal/tree"
 	"github.com/rogpeppe/go-internal/testscript"
@@ -33,6 +34,10 @@ import (
 var update = flag.Bool("update", false, "write golden files and the command reference anew")
 
 func TestMain(m *testing.M) {
+	// The sandbox of 'kiln info' and 'kiln build' is this program, run again.
+	if code, ok := gvisor.Main(os.Args); ok {
+		os.Exit(code)
+	}
 	testscript.Main(m, map[string]func(){
 		"kiln": func() {
 			ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)

@@ -3,12 +3,16 @@ package cli
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"os"
 	"runtime"
 	"strings"
+	"time"
 
+	"github.com/kiln-build/kiln/internal/progress"
+	"github.com/kiln-build/kiln/internal/sandbox/gvisor"
 	"github.com/kiln-build/kiln/internal/store"
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -21,18 +25,45 @@ type machineInfo struct {
 	CPUs     int
 	UID      int
 	Process  map[string]string // of /proc/self/status: capabilities, seccomp, no_new_privs
+	Sandbox  sandboxInfo
 	Store    string
 	Free     int64 // bytes free for the store
 	Usage    store.Usage
 	StoreErr string `json:",omitempty"`
 }
 
+// sandboxInfo is what --sandbox=auto takes here, and why.
+type sandboxInfo struct {
+	Name     string
+	Platform string `json:",omitempty"`
+	Detail   string `json:",omitempty"`
+	Err      string `json:",omitempty"` // why it cannot run; empty: it does
+}
+
+// probeTime is many times what a probe takes where the sandbox can run.
+const probeTime = 10 * time.Second
+
+func probeSandbox(ctx context.Context) sandboxInfo {
+	ctx, cancel := context.WithTimeoutCause(ctx, probeTime, fmt.Errorf("no answer within %v", probeTime))
+	defer cancel()
+	s := gvisor.New(gvisor.Options{})
+	i := sandboxInfo{Name: s.Name()}
+	p, err := s.Probe(ctx)
+	if err != nil {
+		i.Err, _, _ = strings.Cut(err.Error(), "\n") // what follows is the sandbox's log
+		return i
+	}
+	i.Platform, i.Detail = p.Platform, p.Detail
+	return i
+}
+
 func newInfoCommand(app *App) *cobra.Command {
 	var format string
 	cmd := &cobra.Command{
-		Use:     "info [OPTIONS]",
-		Short:   "Show what this machine allows, and what the store holds",
-		Long:    "Show what kiln finds here: its version, the privileges that it has, and what the store holds.",
+		Use:   "info [OPTIONS]",
+		Short: "Show what this machine allows, and what the store holds",
+		Long: `Show what kiln finds here: its version, the privileges that it has, the sandbox that
+would run the RUN steps of a build (which is tried out), and what the store holds.`,
 		Example: "  kiln info --format json",
 		Args:    nargs(0, 0),
 	}
@@ -55,6 +86,7 @@ func newInfoCommand(app *App) *cobra.Command {
 func (a *App) machine(cmd *cobra.Command, root string) machineInfo {
 	i := machineInfo{
 		Version: buildVersion(), Kernel: kernel(), CPUs: runtime.GOMAXPROCS(0), UID: os.Geteuid(), Process: privileges(),
+		Sandbox: probeSandbox(cmd.Context()),
 	}
 	st, err := a.openStore(root)
 	if err == nil {
@@ -113,6 +145,7 @@ func (a *App) printInfo(i machineInfo) error {
 		{"User", fmt.Sprintf("uid %d, %s", i.UID, gain)},
 		{"Capabilities", caps},
 		{"Seccomp", seccomp},
+		{"Sandbox", i.Sandbox.String()},
 		{"Store", i.Store},
 	}
 	if i.StoreErr != "" {
@@ -132,6 +165,18 @@ func (a *App) printInfo(i machineInfo) error {
 		}
 	}
 	return nil
+}
+
+// String is one line.
+func (i sandboxInfo) String() string {
+	if i.Err != "" {
+		return progress.Clean(i.Name + " cannot run here: " + i.Err)
+	}
+	s := i.Name + ", platform " + i.Platform + "; it needs no privilege"
+	if i.Detail != "" {
+		s += " (" + i.Detail + ")"
+	}
+	return s
 }
 
 func amount(a store.Amount) string { return fmt.Sprintf("%d, %s", a.Count, humanSize(a.Bytes)) }
