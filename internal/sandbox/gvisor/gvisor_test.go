@@ -22,3 +22,11 @@ func TestMain(m *testing.M) {
 func TestConformance(t *testing.T) {
 	sandboxtest.Run(t, func() sandbox.Sandbox { return gvisor.New(gvisor.Options{}) }, sandboxtest.Options{})
 }
+
+// TestConformancePtrace is the same on the slower platform.
+func TestConformancePtrace(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes as long again")
+	}
+	sandboxtest.Run(t, func() sandbox.Sandbox { return gvisor.New(gvisor.Options{Platform: gvisor.Ptrace}) }, sandboxtest.Options{})
+}

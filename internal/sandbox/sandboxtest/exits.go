@@ -94,7 +94,7 @@ func testDaemons(t *testing.T, h *harness) {
 	begin := time.Now()
 	o := sh(t, s, `setsid sh -c 'while :; do echo x >> /log; done' &
 		(trap '' TERM HUP INT; nohup sleep 1000 >/dev/null 2>&1 & )
-		mkfifo /fifo; setsid sh -c 'echo started > /fifo; exec sleep 1000' & cat /fifo`)
+		mkfifo /fifo; setsid sh -c 'echo started > /fifo; exec sleep 1000' & cat /fifo; until test -s /log; do :; done`)
 	if d := time.Since(begin); d > 20*time.Second {
 		t.Errorf("the step took %s", d)
 	}

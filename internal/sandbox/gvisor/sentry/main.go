@@ -26,7 +26,6 @@ const (
 // with this one, and the memory is the host kernel's to free.
 func Main() int {
 	debug.SetTraceback("single")
-	tuneMemory()
 	conn := wire.NewConn(blockingFD(wire.FDControl))
 	var c wire.Config
 	if err := conn.ReadJSON(wire.TypeConfig, &c); err != nil {
@@ -42,6 +41,8 @@ func Main() int {
 	if err := conn.WriteJSON(wire.TypeBooted, b); err != nil || b.Error != "" {
 		return exitFailed
 	}
+	// Not before: the boot's garbage is short-lived, and little.
+	debug.SetGCPercent(gcPercent)
 	return serve(g, conn)
 }
 

@@ -2,7 +2,6 @@ package sentry
 
 import (
 	"os"
-	"runtime/debug"
 	"strconv"
 	"strings"
 
@@ -19,10 +18,6 @@ import (
 // live in the Go heap, about 1.5 KB each, and Go's default would let the heap
 // grow to twice that before it collects.
 const gcPercent = 40
-
-func tuneMemory() {
-	debug.SetGCPercent(gcPercent)
-}
 
 // volunteer has the kernel choose this process should memory run out: its loss
 // fails a step, the builder's all. Raising one's own score is always allowed.
