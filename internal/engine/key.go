@@ -29,7 +29,12 @@ func (r *run) keyOf(ctx context.Context, op *Op) (digest.Digest, error) {
 		return digestOf(nil), nil
 	}
 	s := r.states[op]
-	s.keyOnce.Do(func() { s.key, s.keyErr = r.defineKey(ctx, op) })
+	s.keyOnce.Do(func() {
+		if s.key, s.keyErr = r.defineKey(ctx, op); s.keyErr != nil {
+			// Here, not where the key is wanted: a missing file is the fault of the COPY that names it.
+			s.keyErr = r.failed(ctx, s, s.keyErr)
+		}
+	})
 	return s.key, s.keyErr
 }
 
@@ -38,7 +43,7 @@ func (r *run) defineKey(ctx context.Context, op *Op) (digest.Digest, error) {
 	case *Image, *Layout:
 		img, err := r.resolve(ctx, op)
 		if err != nil {
-			return "", r.at(ctx, op, err)
+			return "", err
 		}
 		return digestOf(img.Layers), nil
 	case *Local:
