@@ -13,6 +13,7 @@ package engine
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"runtime"
 	"sync"
@@ -23,6 +24,7 @@ import (
 	"golang.org/x/sync/semaphore"
 
 	"github.com/kiln-build/kiln/internal/cache"
+	"github.com/kiln-build/kiln/internal/diag"
 	"github.com/kiln-build/kiln/internal/image"
 	"github.com/kiln-build/kiln/internal/layer"
 	"github.com/kiln-build/kiln/internal/progress"
@@ -92,6 +94,9 @@ func Solve(ctx context.Context, c Config, g *Graph) ([]image.Layer, error) {
 	}
 	out, err := r.eval(ctx, g.Target.Op)
 	if cause := context.Cause(ctx); cause != nil {
+		if errors.Is(err, cause) && !errors.Is(cause, context.Canceled) {
+			return nil, err // the cause, and the step that it ended
+		}
 		return nil, cause // the first failure, or why the build was ended
 	}
 	if err != nil {
@@ -228,7 +233,10 @@ func (r *run) compute(ctx context.Context, s *state) (snapshot, error) {
 	}
 	if hit == nil {
 		if hit, err = r.do(ctx, s, ins); err != nil {
-			return snapshot{}, r.at(ctx, s.op, err)
+			if err = r.at(ctx, s.op, err); diag.ExitCode(err) == diag.ExitTimeout {
+				s.step.Done(err) // what it printed last may say why it took so long
+			}
+			return snapshot{}, err
 		}
 		if err := r.save(ctx, content, hit); err != nil {
 			return snapshot{}, err
