@@ -70,8 +70,7 @@ type Config struct {
 type Mount struct {
 	// Dest is an absolute path; symbolic links in it are followed within the image.
 	Dest string
-	// Layers are paths of layer files, the bottom first. None: an empty
-	// directory in memory, which is writable and new for every process.
+	// Layers are paths of layer files, the bottom first. None: an empty directory in memory.
 	Layers []string
 	// Source is a path, as tree.Tree has them, in the merged Layers; it may be
 	// a file's. Symbolic links are followed within them.

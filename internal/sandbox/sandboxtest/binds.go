@@ -146,7 +146,7 @@ func testMountNested(t *testing.T, h *harness) {
 		sandbox.Mount{Dest: "/w/new/er", Layers: l, Source: "d/f"},
 		sandbox.Mount{Dest: "/w", Layers: l, Source: "d", Writable: true},
 		sandbox.Mount{Dest: "/t/in/it", Layers: l, Source: "d"},
-		sandbox.Mount{Dest: "/t"},
+		sandbox.Mount{Dest: "/t", Writable: true},
 		sandbox.Mount{Dest: "/m/d/sub/g", Layers: l, Source: "run"},
 	)
 	for range 2 {
@@ -164,11 +164,11 @@ func testMountNested(t *testing.T, h *harness) {
 
 func testMountTmpfs(t *testing.T, h *harness) {
 	img := image(t, entry{Header: tar.Header{Typeflag: tar.TypeDir, Name: "had/", Mode: 0o750}}, file("had/x", "x"))
-	s := h.mounts(t, []string{img}, sandbox.Mount{Dest: "/small", Size: 1 << 20}, sandbox.Mount{Dest: "/had"})
+	s := h.mounts(t, []string{img}, sandbox.Mount{Dest: "/small", Size: 1 << 20, Writable: true}, sandbox.Mount{Dest: "/had", Writable: true}, sandbox.Mount{Dest: "/none"})
 	for range 2 {
-		o := sh(t, s, `stat -c %a /small /had; ls /small /had; df -k /small | awk 'END {print $2}'; dd if=/dev/zero of=/small/f bs=1k count=2000 2>&1 | grep -c 'No space'; touch /had/y
+		o := sh(t, s, `ls /none; touch /none/x 2>&1 | grep -c 'Read-only'; stat -c %a /small /had; ls /small /had; df -k /small | awk 'END {print $2}'; dd if=/dev/zero of=/small/f bs=1k count=2000 2>&1 | grep -c 'No space'; touch /had/y
 			cp /bin/busybox /had/true; /had/true; echo $?`)
-		o.wantOut(t, "1777\n750\n/had:\n\n/small:\n1024\n1\n0\n")
+		o.wantOut(t, "1\n1777\n750\n/had:\n\n/small:\n1024\n1\n0\n")
 		o.wantNames(t)
 	}
 }

@@ -20,7 +20,9 @@ type bind struct {
 	dest  string // as asked for
 	dir   bool
 	mount *vfs.Mount // of what is shown, not connected yet; nil for a tmpfs
-	size  int64      // of a tmpfs
+	// Of a tmpfs.
+	size     int64
+	writable bool
 }
 
 // stackMounts merges the layers of each of the session's mounts, once.
@@ -51,7 +53,7 @@ func (g *guest) stackMounts() error {
 func (g *guest) newBinds() ([]bind, error) {
 	var binds []bind
 	for i, m := range g.config.Mounts {
-		b := bind{dest: path.Clean("/" + string(m.Dest)), dir: true, size: m.Size}
+		b := bind{dest: path.Clean("/" + string(m.Dest)), dir: true, size: m.Size, writable: m.Writable}
 		if g.stacks[i] != nil {
 			var err error
 			if b.mount, b.dir, err = g.newBind(g.stacks[i], &m); err != nil {
@@ -105,7 +107,7 @@ func (g *guest) mountBinds(root vfs.VirtualDentry, r *rootfs) error {
 		}
 		if b.mount == nil {
 			var err error
-			if b.mount, err = g.newTmpfs(root, &p, b.size); err != nil {
+			if b.mount, err = g.newTmpfs(root, &p, b); err != nil {
 				return err
 			}
 		}
@@ -141,7 +143,7 @@ func (g *guest) makeNested(root vfs.VirtualDentry, p *mountPoint) error {
 }
 
 // newTmpfs makes an empty directory, with the mode of the one that it hides, as runc does.
-func (g *guest) newTmpfs(root vfs.VirtualDentry, p *mountPoint, size int64) (*vfs.Mount, error) {
+func (g *guest) newTmpfs(root vfs.VirtualDentry, p *mountPoint, b *bind) (*vfs.Mount, error) {
 	data := "mode=1777"
 	if p.have == len(p.components()) {
 		st, err := g.stat(at(root, p.path))
@@ -150,10 +152,11 @@ func (g *guest) newTmpfs(root vfs.VirtualDentry, p *mountPoint, size int64) (*vf
 		}
 		data = fmt.Sprintf("mode=%04o", st.Mode&^linux.S_IFMT)
 	}
-	if size > 0 {
-		data += fmt.Sprintf(",size=%d", size)
+	if b.size > 0 {
+		data += fmt.Sprintf(",size=%d", b.size)
 	}
 	opts := withData(data)
+	opts.ReadOnly = !b.writable
 	opts.Flags.NoSUID = true
 	return g.mount(tmpfs.Name, opts)
 }
