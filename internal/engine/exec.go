@@ -41,8 +41,8 @@ func (r *run) exec(ctx context.Context, s *state, x *Exec, ins []snapshot) ([]im
 	if root.context != nil {
 		return nil, errors.New("a build context cannot be the root file system of a RUN step")
 	}
-	if a := x.Platform.Architecture; a != runtime.GOARCH {
-		return nil, diag.New(diag.ExitStep, "a RUN step for %s/%s cannot run on this %s machine", x.Platform.OS, a, runtime.GOARCH).
+	if p := x.Platform; p.OS != "linux" || p.Architecture != runtime.GOARCH {
+		return nil, diag.New(diag.ExitStep, "a RUN step for %s/%s cannot run on this linux/%s machine", p.OS, p.Architecture, runtime.GOARCH).
 			WithHint("build this platform on a machine of its kind, or do the work in a stage FROM --platform=$BUILDPLATFORM")
 	}
 	fsys, err := r.treeOf(ctx, root)
@@ -52,6 +52,9 @@ func (r *run) exec(ctx context.Context, s *state, x *Exec, ins []snapshot) ([]im
 	p, err := process(fsys, x)
 	if err != nil {
 		return nil, err
+	}
+	if len(p.Args) == 0 {
+		return nil, errors.New("a RUN step without a command")
 	}
 	mounts, err := r.mounts(ctx, s.op, x, ins)
 	if err != nil {
@@ -163,9 +166,6 @@ func (r *run) keepSession(s *state, ses *session) {
 		if _, ok := c.Do.(*Exec); ok && c.Inputs[0].Op == s.op {
 			r.mu.Lock()
 			defer r.mu.Unlock()
-			if r.sessions == nil {
-				r.sessions = map[*Op]*session{}
-			}
 			r.sessions[s.op] = ses
 			return
 		}

@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"time"
 
 	"github.com/opencontainers/go-digest"
 
 	"github.com/kiln-build/kiln/internal/cache"
+	"github.com/kiln-build/kiln/internal/diag"
 	"github.com/kiln-build/kiln/internal/fileop"
 	"github.com/kiln-build/kiln/internal/image"
 )
@@ -29,7 +31,12 @@ func (r *run) keyOf(ctx context.Context, op *Op) (digest.Digest, error) {
 		return digestOf(nil), nil
 	}
 	s := r.states[op]
-	s.keyOnce.Do(func() { s.key, s.keyErr = r.defineKey(ctx, op) })
+	s.keyOnce.Do(func() {
+		if s.key, s.keyErr = r.defineKey(ctx, op); s.keyErr != nil {
+			// Here, not where the key is wanted: a missing file is the fault of the COPY that names it.
+			s.keyErr = r.failed(ctx, s, s.keyErr)
+		}
+	})
 	return s.key, s.keyErr
 }
 
@@ -38,7 +45,7 @@ func (r *run) defineKey(ctx context.Context, op *Op) (digest.Digest, error) {
 	case *Image, *Layout:
 		img, err := r.resolve(ctx, op)
 		if err != nil {
-			return "", r.at(ctx, op, err)
+			return "", err
 		}
 		return digestOf(img.Layers), nil
 	case *Local:
@@ -75,6 +82,9 @@ func (r *run) hash(ctx context.Context, op *Op, kind string, input func(int) (di
 				continue
 			}
 			d, err := r.copied(ctx, op, i, m.Input, m.selection(), ins)
+			if errors.Is(err, fs.ErrNotExist) {
+				err = diag.New(diag.ExitDockerfile, "%w", err)
+			}
 			if err != nil {
 				return "", err
 			}

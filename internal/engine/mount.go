@@ -2,12 +2,16 @@ package engine
 
 import (
 	"context"
+	"errors"
 	"io"
+	"io/fs"
 	"path"
 
 	"github.com/kiln-build/kiln/internal/cache"
+	"github.com/kiln-build/kiln/internal/diag"
 	"github.com/kiln-build/kiln/internal/fileop"
 	"github.com/kiln-build/kiln/internal/image"
+	"github.com/kiln-build/kiln/internal/rootfs"
 	"github.com/kiln-build/kiln/internal/sandbox"
 	"github.com/kiln-build/kiln/internal/tree"
 )
@@ -55,7 +59,11 @@ func (r *run) mounts(ctx context.Context, op *Op, x *Exec, ins []snapshot) ([]sa
 			}
 			s.Layers, s.Source = []string{r.Store.LayerPath(l.DiffID)}, mountedName
 		default:
-			if _, err := r.treeOf(ctx, ins[m.Input]); err != nil { // for its layers to be there
+			t, err := r.treeOf(ctx, ins[m.Input])
+			if err == nil {
+				err = m.exists(t)
+			}
+			if err != nil {
 				return nil, err
 			}
 			for _, l := range ins[m.Input].layers {
@@ -65,6 +73,16 @@ func (r *run) mounts(ctx context.Context, op *Op, x *Exec, ins []snapshot) ([]sa
 		out = append(out, s)
 	}
 	return out, nil
+}
+
+// exists checks that there is what m shows: of an input that counts as a
+// whole, nobody has asked before.
+func (m *Mount) exists(t tree.Tree) error {
+	_, err := rootfs.Resolve(t, path.Join("/", m.Source), true)
+	if errors.Is(err, fs.ErrNotExist) {
+		return diag.New(diag.ExitDockerfile, "%q: not found", path.Join("/", m.Source))
+	}
+	return err
 }
 
 // mountedName is what a part of a build context is called in its layer.

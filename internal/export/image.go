@@ -3,8 +3,10 @@ package export
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"sync"
 	"sync/atomic"
 
@@ -20,8 +22,8 @@ import (
 	"github.com/kiln-build/kiln/internal/tree"
 )
 
-// OpenTree opens the merged root file system of layers. The function that it
-// returns closes it.
+// OpenTree opens the merged root file system of layers, which are fetched from f
+// if the store lacks them. The function that it returns closes it.
 func OpenTree(ctx context.Context, st *store.Store, f image.Fetcher, layers []image.Layer) (tree.Tree, func(), error) {
 	var rs []*layer.Reader
 	closeAll := func() {
@@ -34,7 +36,7 @@ func OpenTree(ctx context.Context, st *store.Store, f image.Fetcher, layers []im
 	}
 	ts := make([]tree.Tree, 0, len(layers))
 	for _, l := range layers {
-		r, err := layer.Open(st.LayerPath(l.DiffID))
+		r, err := image.OpenLayer(ctx, st, l, f)
 		if err != nil {
 			closeAll()
 			return nil, nil, err
@@ -74,7 +76,7 @@ func OpenPush(ctx context.Context, reg *registry.Client, st *store.Store, f imag
 func (p *Push) Layer(ctx context.Context, l image.Layer) error {
 	open := func() (io.ReadCloser, error) {
 		r, err := p.store.OpenBlob(l.Blob.Digest)
-		if err != nil && l.Origin != "" {
+		if errors.Is(err, fs.ErrNotExist) {
 			return p.fetcher.Fetch(ctx, l)
 		}
 		return r, err

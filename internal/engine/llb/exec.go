@@ -10,7 +10,7 @@ import (
 )
 
 func exec(e *pb.ExecOp, raw *pb.Op, op *engine.Op) (engine.Operation, error) {
-	m := e.Meta
+	m := e.GetMeta()
 	if m == nil || len(m.Args) == 0 {
 		return nil, errors.New("a RUN step without a command")
 	}
@@ -30,7 +30,7 @@ func exec(e *pb.ExecOp, raw *pb.Op, op *engine.Op) (engine.Operation, error) {
 		x.Cwd = "/"
 	}
 	for _, h := range m.ExtraHosts {
-		x.Hosts = append(x.Hosts, engine.Host{Name: h.Host, IP: h.IP})
+		x.Hosts = append(x.Hosts, engine.Host{Name: h.GetHost(), IP: h.GetIP()})
 	}
 	return x, nil
 }
@@ -52,6 +52,9 @@ func supported(e *pb.ExecOp) error {
 	if len(e.Meta.Ulimit) > 0 {
 		return errors.New("--ulimit is not supported yet")
 	}
+	if e.Meta.CgroupParent != "" {
+		return errors.New("--cgroup-parent is not supported: steps have no control group of their own")
+	}
 	return nil
 }
 
@@ -60,8 +63,11 @@ func proxy(p *pb.ProxyEnv) (env []string) {
 		return nil
 	}
 	for _, kv := range []struct{ k, v string }{
-		{"HTTP_PROXY", p.HttpProxy}, {"HTTPS_PROXY", p.HttpsProxy}, {"FTP_PROXY", p.FtpProxy},
-		{"NO_PROXY", p.NoProxy}, {"ALL_PROXY", p.AllProxy},
+		{"HTTP_PROXY", p.HttpProxy},
+		{"HTTPS_PROXY", p.HttpsProxy},
+		{"FTP_PROXY", p.FtpProxy},
+		{"NO_PROXY", p.NoProxy},
+		{"ALL_PROXY", p.AllProxy},
 	} {
 		if kv.v != "" {
 			env = append(env, kv.k+"="+kv.v, strings.ToLower(kv.k)+"="+kv.v)

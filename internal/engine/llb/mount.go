@@ -15,6 +15,9 @@ import (
 // mounts decodes what a step sees, and puts its inputs into the engine's order:
 // the root file system first.
 func mounts(e *pb.ExecOp, op *engine.Op) ([]engine.Mount, error) {
+	if len(e.Mounts) > maxInputs {
+		return nil, fmt.Errorf("decode build graph: a RUN step has %d mounts: more than %d are refused", len(e.Mounts), maxInputs)
+	}
 	d := mountDecoder{raw: op.Inputs, number: map[int64]int{}, cwd: e.Meta.GetCwd()}
 	if err := d.root(e); err != nil {
 		return nil, err

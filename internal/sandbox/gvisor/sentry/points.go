@@ -182,19 +182,13 @@ func (g *guest) newSkeleton(below vfs.VirtualDentry, points []mountPoint) (*vfs.
 }
 
 // recordPoints copies the directories that were missing up into the layer, for
-// BuildKit leaves them in it as well: /proc, /sys and /dev, and what is above a
-// supplied file. The file itself stays out, and so does what the session's own
-// mounts need, for BuildKit removes that.
+// BuildKit leaves /proc, /sys and /dev in it as well. It removes what else it made for mounts.
 func (g *guest) recordPoints(merged vfs.VirtualDentry, points []mountPoint) error {
 	for _, p := range points {
-		if p.bind || p.nested {
+		if !p.dir || p.bind {
 			continue
 		}
-		all := len(p.components())
-		if !p.dir {
-			all--
-		}
-		for n := p.have + 1; n <= all; n++ {
+		for n := p.have + 1; n <= len(p.components()); n++ {
 			opts := &vfs.SetStatOptions{Stat: linux.Statx{Mask: linux.STATX_MODE, Mode: 0o755}}
 			if err := g.vfs.SetStatAt(g.ctx, g.root, at(merged, p.prefix(n)), opts); err != nil {
 				return err
