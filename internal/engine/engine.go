@@ -148,6 +148,7 @@ type run struct {
 	contexts map[*Local]tree.Tree
 	readers  map[digest.Digest]*layer.Reader
 	sessions map[*Op]*session
+	bound    map[bound]image.Layer // parts of build contexts that were mounted
 }
 
 // state is what a run knows about one operation.
@@ -163,8 +164,8 @@ type state struct {
 	keyOnce sync.Once
 	key     digest.Digest
 	keyErr  error
-	// copied are content digests of what the actions copy from contexts, by
-	// action. The key is computed before anything else needs it.
+	// copied are content digests of what the actions copy from contexts, or of
+	// what is mounted from them, by number of the action or mount. The key is computed before anything else needs it.
 	copied map[int]digest.Digest
 
 	ran      bool // its own work has begun, and failed
