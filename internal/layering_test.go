@@ -22,6 +22,7 @@ var levels = map[string]int{
 	"internal/diag":           0,
 	"internal/tree":           0,
 	"internal/progress":       0,
+	"internal/decompress":     1,
 	"internal/layer":          1,
 	"internal/rootfs":         2,
 	"internal/fileop":         2,

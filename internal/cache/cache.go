@@ -11,7 +11,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -23,8 +22,6 @@ type Record struct {
 	// Layers of the resulting root file system, the bottom first: the whole
 	// chain, so that a hit needs no other record.
 	Layers []image.Layer `json:"layers"`
-	// Created is when the operation ran.
-	Created time.Time `json:"created"`
 }
 
 // Index looks records up by key. Safe for concurrent use.

@@ -118,7 +118,7 @@ func (a *App) request(f *buildFlags) (build.Request, error) {
 // report writes what a finished build is called to where it was asked for.
 func (a *App) report(f *buildFlags, res *build.Result) error {
 	if f.IIDFile != "" && res.ID != "" {
-		if err := writeFile(f.IIDFile, text(res.ID.String())); err != nil {
+		if err := export.WriteFile(f.IIDFile, text(res.ID.String())); err != nil {
 			return fmt.Errorf("write --iidfile: %w", err)
 		}
 	}
@@ -127,7 +127,7 @@ func (a *App) report(f *buildFlags, res *build.Result) error {
 		if err != nil {
 			return err
 		}
-		if err := writeFile(f.MetadataFile, text(string(b))); err != nil {
+		if err := export.WriteFile(f.MetadataFile, text(string(b))); err != nil {
 			return fmt.Errorf("write --metadata-file: %w", err)
 		}
 	}

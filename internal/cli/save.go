@@ -3,13 +3,11 @@ package cli
 import (
 	"bufio"
 	"context"
-	"errors"
-	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"strings"
 
+	"github.com/kiln-build/kiln/internal/export"
 	"github.com/kiln-build/kiln/internal/image"
 	"github.com/kiln-build/kiln/internal/registry"
 	"github.com/kiln-build/kiln/internal/store"
@@ -84,7 +82,7 @@ func (a *App) save(ctx context.Context, st *store.Store, names []string, p *ocis
 	if output == "" {
 		return write(a.Out)
 	}
-	return writeFile(output, write)
+	return export.WriteFile(output, write)
 }
 
 // toSave is an image with the name that it was asked for by, or, if that is an
@@ -110,29 +108,4 @@ func toSave(ctx context.Context, st *store.Store, name string, p *ocispec.Platfo
 		s.Descriptor = img.Manifest
 	}
 	return s, nil
-}
-
-// writeFile makes a file as a whole or not at all. What is no regular file, a
-// pipe or device, is written to.
-func writeFile(path string, write func(io.Writer) error) (err error) {
-	if fi, err := os.Stat(path); err == nil && !fi.Mode().IsRegular() {
-		f, err := os.OpenFile(path, os.O_WRONLY, 0)
-		if err != nil {
-			return fmt.Errorf("write output: %w", err)
-		}
-		return errors.Join(write(f), f.Close())
-	}
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
-	if err != nil {
-		return fmt.Errorf("write output: %w", err)
-	}
-	defer func() {
-		if err != nil {
-			_ = os.Remove(f.Name())
-		}
-	}()
-	if err := errors.Join(write(f), f.Chmod(0o644), f.Close()); err != nil {
-		return err
-	}
-	return os.Rename(f.Name(), path)
 }

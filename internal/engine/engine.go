@@ -13,6 +13,7 @@ package engine
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"runtime"
 	"sync"
@@ -23,6 +24,7 @@ import (
 	"golang.org/x/sync/semaphore"
 
 	"github.com/kiln-build/kiln/internal/cache"
+	"github.com/kiln-build/kiln/internal/diag"
 	"github.com/kiln-build/kiln/internal/image"
 	"github.com/kiln-build/kiln/internal/layer"
 	"github.com/kiln-build/kiln/internal/progress"
@@ -72,26 +74,19 @@ func Solve(ctx context.Context, c Config, g *Graph) ([]image.Layer, error) {
 	defer cancel(nil)
 	r := &run{
 		Config: c, fail: cancel, slots: semaphore.NewWeighted(int64(n)), states: map[*Op]*state{},
-		readers: map[digest.Digest]*layer.Reader{}, sandboxOnce: sync.OnceValues(func() (sandbox.Sandbox, error) { return c.Sandbox(ctx) }),
+		readers: map[digest.Digest]*layer.Reader{}, contexts: map[*Local]tree.Tree{}, sessions: map[*Op]*session{},
+		sandboxOnce: sync.OnceValues(func() (sandbox.Sandbox, error) { return c.Sandbox(ctx) }),
 	}
 	defer r.close()
-	for _, op := range g.Ops {
-		s := &state{op: op, consumers: map[*Op]bool{}}
-		r.states[op] = s
-		for _, in := range op.Inputs {
-			if in.Op != nil {
-				r.states[in.Op].consumers[op] = true
-			}
-		}
-	}
-	for _, op := range g.Ops {
-		r.states[op].step = c.Progress.Step(op.Name, op.Stage)
-	}
-	for op := g.Target.Op; op != nil; op = base(op) {
-		r.states[op].inResult = true
-	}
+	r.prepare(g)
 	out, err := r.eval(ctx, g.Target.Op)
+	if err == nil && out.context != nil {
+		err = errors.New("the result of the build is a build context, and not a root file system")
+	}
 	if cause := context.Cause(ctx); cause != nil {
+		if errors.Is(err, cause) && !errors.Is(cause, context.Canceled) {
+			return nil, err // the cause, and the step that it ended
+		}
 		return nil, cause // the first failure, or why the build was ended
 	}
 	if err != nil {
@@ -101,6 +96,24 @@ func Solve(ctx context.Context, c Config, g *Graph) ([]image.Layer, error) {
 		r.states[op].step.Cached() // whatever was not needed
 	}
 	return out.layers, nil
+}
+
+// prepare makes the states of all operations.
+func (r *run) prepare(g *Graph) {
+	for _, op := range g.Ops {
+		s := &state{op: op, consumers: map[*Op]bool{}, forced: op.IgnoreCache}
+		r.states[op] = s
+		for _, in := range op.Inputs {
+			if in.Op != nil {
+				r.states[in.Op].consumers[op] = true
+				s.forced = s.forced || r.states[in.Op].forced
+			}
+		}
+		s.step = r.Progress.Step(op.Name, op.Stage)
+	}
+	for op := g.Target.Op; op != nil; op = base(op) {
+		r.states[op].inResult = true
+	}
 }
 
 // base is the operation whose layers are at the bottom of op's result, nil if none.
@@ -132,8 +145,10 @@ type run struct {
 	background  sync.WaitGroup
 
 	mu       sync.Mutex
+	contexts map[*Local]tree.Tree
 	readers  map[digest.Digest]*layer.Reader
 	sessions map[*Op]*session
+	bound    map[bound]image.Layer // parts of build contexts that were mounted
 }
 
 // state is what a run knows about one operation.
@@ -141,15 +156,19 @@ type state struct {
 	op        *Op
 	consumers map[*Op]bool
 	inResult  bool // its layers are the bottom of the target's
-	step      *progress.Step
+	// forced: the cache is not to be asked by definition, because this operation or one that
+	// it needs is to be run in any case.
+	forced bool
+	step   *progress.Step
 
 	keyOnce sync.Once
 	key     digest.Digest
 	keyErr  error
-	// copied are content digests of what the actions copy from contexts, by
-	// action. The key is computed before anything else needs it.
+	// copied are content digests of what the actions copy from contexts, or of
+	// what is mounted from them, by number of the action or mount. The key is computed before anything else needs it.
 	copied map[int]digest.Digest
 
+	ran      bool // its own work has begun, and failed
 	evalOnce sync.Once
 	out      snapshot
 	err      error
@@ -184,10 +203,7 @@ func (r *run) eval(ctx context.Context, op *Op) (snapshot, error) {
 	s.evalOnce.Do(func() {
 		s.out, s.err = r.compute(ctx, s)
 		if s.err != nil {
-			if ctx.Err() == nil {
-				s.step.Done(s.err)
-			}
-			r.fail(s.err)
+			s.err = r.failed(ctx, s, s.err)
 			return
 		}
 		if s.inResult && r.OnLayers != nil {
@@ -197,22 +213,40 @@ func (r *run) eval(ctx context.Context, op *Op) (snapshot, error) {
 	return s.out, s.err
 }
 
+// failed ends the run because of what happened in s, unless it is ending
+// already. Only the first failure is shown: the rest follows from it.
+func (r *run) failed(ctx context.Context, s *state, err error) error {
+	err = r.at(ctx, s.op, err)
+	// Of what --timeout ended, too: what it printed last may say why it took so long.
+	if ctx.Err() == nil || s.ran && diag.ExitCode(err) == diag.ExitTimeout {
+		s.step.Start()
+		s.step.Done(err)
+	}
+	r.fail(err)
+	return err
+}
+
 func (r *run) compute(ctx context.Context, s *state) (snapshot, error) {
 	switch do := s.op.Do.(type) {
 	case *Local:
-		defer s.step.Done(nil)
-		s.step.Start()
 		t, err := r.local(do)
-		return snapshot{context: t}, err
+		if err != nil {
+			return snapshot{}, err
+		}
+		s.step.Start()
+		s.step.Done(nil)
+		return snapshot{context: t}, nil
 	case *Image, *Layout:
 		return r.image(ctx, s)
 	}
 	key, err := r.keyOf(ctx, s.op)
 	if err != nil {
-		return snapshot{}, r.at(ctx, s.op, err)
+		return snapshot{}, err
 	}
-	if hit, err := r.lookup(ctx, s, key); hit != nil || err != nil {
-		return snapshot{layers: hit}, err
+	if !s.forced {
+		if hit, err := r.lookup(ctx, s, key); hit != nil || err != nil {
+			return snapshot{layers: hit}, err
+		}
 	}
 	ins, err := r.inputs(ctx, s.op)
 	if err != nil {
@@ -220,15 +254,18 @@ func (r *run) compute(ctx context.Context, s *state) (snapshot, error) {
 	}
 	content, err := r.contentKey(ctx, s.op, ins)
 	if err != nil {
-		return snapshot{}, r.at(ctx, s.op, err)
-	}
-	hit, err := r.lookup(ctx, s, content)
-	if err != nil {
 		return snapshot{}, err
+	}
+	var hit []image.Layer
+	if !s.op.IgnoreCache {
+		if hit, err = r.lookup(ctx, s, content); err != nil {
+			return snapshot{}, err
+		}
 	}
 	if hit == nil {
 		if hit, err = r.do(ctx, s, ins); err != nil {
-			return snapshot{}, r.at(ctx, s.op, err)
+			s.ran = true
+			return snapshot{}, err
 		}
 		if err := r.save(ctx, content, hit); err != nil {
 			return snapshot{}, err
@@ -263,7 +300,7 @@ func (r *run) do(ctx context.Context, s *state, ins []snapshot) ([]image.Layer, 
 	case *File:
 		return r.file(ctx, do, ins)
 	case *Merge:
-		var ls []image.Layer
+		ls := []image.Layer{} // not nil, which would be a miss
 		for _, in := range ins {
 			ls = append(ls, in.layers...)
 		}
@@ -275,9 +312,6 @@ func (r *run) do(ctx context.Context, s *state, ins []snapshot) ([]image.Layer, 
 
 // lookup asks the cache. A record of which a layer can no longer be had is none.
 func (r *run) lookup(ctx context.Context, s *state, key digest.Digest) ([]image.Layer, error) {
-	if s.op.IgnoreCache {
-		return nil, nil
-	}
 	rec, err := r.Cache.Lookup(ctx, key)
 	if err != nil || rec == nil {
 		return nil, err

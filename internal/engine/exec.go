@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"path"
+	"reflect"
 	"runtime"
 	"slices"
 	"strings"
@@ -40,8 +41,8 @@ func (r *run) exec(ctx context.Context, s *state, x *Exec, ins []snapshot) ([]im
 	if root.context != nil {
 		return nil, errors.New("a build context cannot be the root file system of a RUN step")
 	}
-	if a := x.Platform.Architecture; a != runtime.GOARCH {
-		return nil, diag.New(diag.ExitStep, "a RUN step for %s/%s cannot run on this %s machine", x.Platform.OS, a, runtime.GOARCH).
+	if p := x.Platform; p.OS != "linux" || p.Architecture != runtime.GOARCH {
+		return nil, diag.New(diag.ExitStep, "a RUN step for %s/%s cannot run on this linux/%s machine", p.OS, p.Architecture, runtime.GOARCH).
 			WithHint("build this platform on a machine of its kind, or do the work in a stage FROM --platform=$BUILDPLATFORM")
 	}
 	fsys, err := r.treeOf(ctx, root)
@@ -52,11 +53,18 @@ func (r *run) exec(ctx context.Context, s *state, x *Exec, ins []snapshot) ([]im
 	if err != nil {
 		return nil, err
 	}
+	if len(p.Args) == 0 {
+		return nil, errors.New("a RUN step without a command")
+	}
+	mounts, err := r.mounts(ctx, s.op, x, ins)
+	if err != nil {
+		return nil, err
+	}
 	if err := r.slots.Acquire(ctx, 1); err != nil {
 		return nil, context.Cause(ctx)
 	}
 	defer r.slots.Release(1)
-	ses, err := r.startSession(ctx, s, x, root.layers)
+	ses, err := r.startSession(ctx, s, x, root.layers, mounts)
 	if err != nil {
 		return nil, err
 	}
@@ -111,13 +119,15 @@ func (r *run) sessionConfig(x *Exec) sandbox.Config {
 }
 
 func sameConfig(a, b sandbox.Config) bool {
-	return a.Network == b.Network && a.Hostname == b.Hostname && string(a.Files["/etc/hosts"]) == string(b.Files["/etc/hosts"])
+	return a.Network == b.Network && a.Hostname == b.Hostname && string(a.Files["/etc/hosts"]) == string(b.Files["/etc/hosts"]) &&
+		reflect.DeepEqual(a.Mounts, b.Mounts)
 }
 
 // startSession takes over the session of the step that made the root file
 // system, or boots a new one.
-func (r *run) startSession(ctx context.Context, s *state, x *Exec, layers []image.Layer) (*session, error) {
+func (r *run) startSession(ctx context.Context, s *state, x *Exec, layers []image.Layer, mounts []sandbox.Mount) (*session, error) {
 	c := r.sessionConfig(x)
+	c.Mounts = mounts
 	if len(s.op.Inputs) > 0 {
 		r.mu.Lock()
 		old := r.sessions[s.op.Inputs[0].Op]
@@ -153,12 +163,9 @@ func (r *run) startSession(ctx context.Context, s *state, x *Exec, layers []imag
 // keepSession keeps a session for a step that goes on from it, if there is any.
 func (r *run) keepSession(s *state, ses *session) {
 	for c := range s.consumers {
-		if _, ok := c.Do.(*Exec); ok {
+		if _, ok := c.Do.(*Exec); ok && c.Inputs[0].Op == s.op {
 			r.mu.Lock()
 			defer r.mu.Unlock()
-			if r.sessions == nil {
-				r.sessions = map[*Op]*session{}
-			}
 			r.sessions[s.op] = ses
 			return
 		}

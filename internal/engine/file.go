@@ -21,7 +21,7 @@ func (r *run) file(ctx context.Context, f *File, ins []snapshot) ([]image.Layer,
 		return nil, err
 	}
 	defer cleanup()
-	w := &fileRun{r: r, f: f, ins: ins, opt: fileop.Options{Dir: dir}, made: make([]made, len(f.Actions))}
+	w := &fileRun{r: r, f: f, ins: ins, opt: fileop.Options{Dir: dir}, made: make([]made, len(f.Actions)), uses: f.uses()}
 	defer w.close()
 	for i := range f.Actions {
 		if err := w.action(ctx, i); err != nil {
@@ -46,6 +46,8 @@ type fileRun struct {
 	ins  []snapshot
 	opt  fileop.Options
 	made []made
+	uses map[Ref]int
+	open []*fileop.Changes // all that were begun
 }
 
 // made is the result of an action: changes on top of an input.
@@ -55,10 +57,8 @@ type made struct {
 }
 
 func (w *fileRun) close() {
-	for _, m := range w.made {
-		if m.changes != nil {
-			m.changes.Close()
-		}
+	for _, c := range w.open {
+		c.Close()
 	}
 }
 
@@ -101,8 +101,10 @@ func (w *fileRun) action(ctx context.Context, i int) error {
 			return err
 		}
 		m.changes = fileop.New(t, w.opt)
-	case w.usedAgain(a.Base, i):
+		w.open = append(w.open, m.changes)
+	case w.uses[a.Base] > 1:
 		m.changes = m.changes.Clone()
+		w.open = append(w.open, m.changes)
 	}
 	if err := w.apply(ctx, m.changes, a); err != nil {
 		return err
@@ -111,12 +113,18 @@ func (w *fileRun) action(ctx context.Context, i int) error {
 	return nil
 }
 
-// usedAgain: the result that ref names is wanted besides as action i's base.
-func (w *fileRun) usedAgain(ref Ref, i int) bool {
-	if ref.Kind == RefAction && ref.N == w.f.Result || w.f.Actions[i].Source == ref {
-		return true
+// uses counts who wants what. An action may change the result of an earlier one
+// in place only if nobody else does, before or after: content that was
+// copied from it is read at the very end.
+func (f *File) uses() map[Ref]int {
+	n := map[Ref]int{{RefAction, f.Result}: 1}
+	for i := range f.Actions {
+		a := &f.Actions[i]
+		for _, ref := range []Ref{a.Base, a.Source, a.UserIn, a.GroupIn} {
+			n[ref]++
+		}
 	}
-	return slices.ContainsFunc(w.f.Actions[i+1:], func(a Action) bool { return a.Base == ref || a.Source == ref })
+	return n
 }
 
 func (w *fileRun) apply(ctx context.Context, c *fileop.Changes, a Action) error {

@@ -31,7 +31,7 @@ func (r *run) resolve(ctx context.Context, op *Op) (*image.Image, error) {
 func (r *run) image(ctx context.Context, s *state) (snapshot, error) {
 	img, err := r.resolve(ctx, s.op)
 	if err != nil {
-		return snapshot{}, r.at(ctx, s.op, err)
+		return snapshot{}, err
 	}
 	if r.present(img.Layers) {
 		s.step.Cached()
@@ -43,7 +43,7 @@ func (r *run) image(ctx context.Context, s *state) (snapshot, error) {
 		s.step.Transfer(short(b.Digest), current, b.Size)
 	})
 	if err != nil {
-		return snapshot{}, r.at(ctx, s.op, err)
+		return snapshot{}, err
 	}
 	s.step.Done(nil)
 	return snapshot{layers: ls}, nil
@@ -66,16 +66,23 @@ func short(d digest.Digest) string {
 	return d.String()
 }
 
-// local is a build context without what its ignore file excludes.
+// local is a build context without what its ignore file excludes. It is the
+// same tree each time: it remembers which directories are left out.
 func (r *run) local(l *Local) (tree.Tree, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if t := r.contexts[l]; t != nil {
+		return t, nil
+	}
 	t, ok := r.Trees[l.Name]
 	if !ok {
 		return nil, fmt.Errorf("there is no build context %q", l.Name)
 	}
-	if len(l.Include) == 0 && len(l.Exclude) == 0 {
-		return t, nil
+	if len(l.Include) > 0 || len(l.Exclude) > 0 {
+		t = filter.Filter(t, l.Include, l.Exclude, nil)
 	}
-	return filter.Filter(t, l.Include, l.Exclude, nil), nil
+	r.contexts[l] = t
+	return t, nil
 }
 
 // treeOf is a snapshot as a tree; layers that are not in the store are fetched.
@@ -83,14 +90,14 @@ func (r *run) treeOf(ctx context.Context, s snapshot) (tree.Tree, error) {
 	if s.context != nil {
 		return s.context, nil
 	}
-	if !r.present(s.layers) {
+	if !r.present(s.layers) { // several at a time
 		if _, err := image.UnpackAll(ctx, r.Store, s.layers, r.Images, nil); err != nil {
 			return nil, err
 		}
 	}
 	ts := make([]tree.Tree, len(s.layers))
 	for i, l := range s.layers {
-		rd, err := r.reader(l.DiffID)
+		rd, err := r.reader(ctx, l)
 		if err != nil {
 			return nil, err
 		}
@@ -99,18 +106,26 @@ func (r *run) treeOf(ctx context.Context, s snapshot) (tree.Tree, error) {
 	return rootfs.New(ts...), nil
 }
 
-// reader opens a layer file, once for the whole run.
-func (r *run) reader(d digest.Digest) (*layer.Reader, error) {
+// reader opens a layer file, once for the whole run. One that is damaged is
+// made anew, which may take a while: without the lock.
+func (r *run) reader(ctx context.Context, l image.Layer) (*layer.Reader, error) {
 	r.mu.Lock()
-	defer r.mu.Unlock()
-	if rd := r.readers[d]; rd != nil {
+	rd := r.readers[l.DiffID]
+	r.mu.Unlock()
+	if rd != nil {
 		return rd, nil
 	}
-	rd, err := layer.Open(r.Store.LayerPath(d))
+	rd, err := image.OpenLayer(ctx, r.Store, l, r.Images)
 	if err != nil {
-		return nil, fmt.Errorf("open layer %s: %w", short(d), err)
+		return nil, err
 	}
-	r.readers[d] = rd
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if first := r.readers[l.DiffID]; first != nil {
+		rd.Close()
+		return first, nil
+	}
+	r.readers[l.DiffID] = rd
 	return rd, nil
 }
 
@@ -120,8 +135,8 @@ func (r *run) save(ctx context.Context, key digest.Digest, ls []image.Layer) err
 
 // at adds the operation's place in the Dockerfile to an error, unless it has one.
 func (r *run) at(ctx context.Context, op *Op, err error) error {
-	if err == nil || errors.Is(err, context.Canceled) && context.Cause(ctx) == nil {
-		return err
+	if cause := context.Cause(ctx); cause != nil && errors.Is(err, cause) {
+		return err // it is not this operation's
 	}
 	e := &diag.Error{Err: err, At: op.At}
 	var have *diag.Error

@@ -10,36 +10,22 @@ import (
 	"path"
 	"time"
 
-	"github.com/kiln-build/kiln/internal/layer"
 	"github.com/kiln-build/kiln/internal/tree"
 )
 
 // WriteTar writes a root file system as one tar.
 func WriteTar(ctx context.Context, t tree.Tree, w io.Writer) error {
-	tw := layer.NewTarWriter(w)
-	err := tree.Walk(t, ".", func(p string, n tree.Node) error {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		target := ""
-		if n.IsSymlink() {
-			var err error
-			if target, err = t.Readlink(p); err != nil {
-				return err
-			}
-		}
-		return tw.Add(p, n, target, func() (io.ReadCloser, error) { return t.Open(p) })
-	})
-	if err != nil {
+	if err := writeTree(ctx, t, w); err != nil {
 		return fmt.Errorf("write files as tar: %w", err)
 	}
-	return tw.Close()
+	return nil
 }
 
 // WriteDir writes a root file system below dir, which is made if missing. It
 // never follows a link below dir, neither one that was there nor one that it
 // made. Owners are set if this process may (root), else the files belong to
-// its user; device nodes that may not be made are left out and returned.
+// its user, and the setuid and setgid bits are left away. Devices and FIFOs are
+// left out and returned; extended attributes are left out.
 func WriteDir(ctx context.Context, t tree.Tree, dir string) (skipped []string, err error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, fmt.Errorf("write files: %w", err)
@@ -51,8 +37,8 @@ func WriteDir(ctx context.Context, t tree.Tree, dir string) (skipped []string, e
 	defer root.Close()
 	d := &dirWriter{t: t, root: root, owner: os.Geteuid() == 0, links: map[uint64]string{}}
 	if err := tree.Walk(t, ".", func(p string, n tree.Node) error {
-		if err := ctx.Err(); err != nil {
-			return err
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
 		}
 		if err := d.write(p, n); err != nil {
 			return fmt.Errorf("write %q: %w", path.Join(dir, p), err)
@@ -76,10 +62,13 @@ type dirWriter struct {
 	owner   bool
 	links   map[uint64]string
 	skipped []string
-	dirs    []struct {
-		path string
-		node tree.Node
-	}
+	dirs    []dirDone
+}
+
+// dirDone is a directory whose metadata is to be set at the end.
+type dirDone struct {
+	path string
+	node tree.Node
 }
 
 func (d *dirWriter) write(p string, n tree.Node) error {
@@ -89,7 +78,7 @@ func (d *dirWriter) write(p string, n tree.Node) error {
 	if err := d.root.RemoveAll(p); err != nil {
 		return err
 	}
-	if n.Nlink > 1 && n.Inode != 0 {
+	if n.IsRegular() && n.Nlink > 1 && n.Inode != 0 {
 		if first, ok := d.links[n.Inode]; ok {
 			return d.root.Link(first, p)
 		}
@@ -130,16 +119,16 @@ func (d *dirWriter) mkdir(p string, n tree.Node) error {
 		}
 		err = fs.ErrNotExist
 	}
-	if errors.Is(err, fs.ErrNotExist) {
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
 		err = d.root.Mkdir(p, 0o700)
+	case err == nil && fi.Mode()&0o700 != 0o700: // of an earlier export, maybe
+		err = d.root.Chmod(p, 0o700)
 	}
 	if err != nil {
 		return err
 	}
-	d.dirs = append(d.dirs, struct {
-		path string
-		node tree.Node
-	}{p, n})
+	d.dirs = append(d.dirs, dirDone{p, n})
 	return nil
 }
 

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/kiln-build/kiln/internal/diag"
@@ -38,9 +39,15 @@ type Spec struct {
 // path, which is type=local,dest=PATH ("-": type=tar,dest=-). Unknown keys and
 // types are errors (diag.ExitUsage).
 func ParseSpec(s string) (Spec, error) {
+	bad := func(format string, a ...any) (Spec, error) {
+		return Spec{}, diag.New(diag.ExitUsage, "output %q: %w", s, fmt.Errorf(format, a...))
+	}
+	if s == "" || strings.ContainsAny(s, "\r\n") {
+		return bad("it is not one line")
+	}
 	fields, err := csv.NewReader(strings.NewReader(s)).Read()
 	if err != nil {
-		return Spec{}, diag.New(diag.ExitUsage, "output %q: %w", s, err)
+		return bad("%w", err)
 	}
 	if len(fields) == 1 && !strings.Contains(fields[0], "=") {
 		if fields[0] == "-" {
@@ -52,27 +59,46 @@ func ParseSpec(s string) (Spec, error) {
 	for _, f := range fields {
 		k, v, ok := strings.Cut(f, "=")
 		if !ok {
-			return Spec{}, diag.New(diag.ExitUsage, "output %q: %q is not KEY=VALUE", s, f)
+			return bad("%q is not KEY=VALUE", f)
 		}
-		kv[strings.ToLower(strings.TrimSpace(k))] = v
+		k = strings.ToLower(strings.TrimSpace(k))
+		if old, twice := kv[k]; twice && k == "name" {
+			v = old + "," + v
+		} else if twice {
+			return bad("%q is there twice", k)
+		}
+		kv[k] = v
 	}
 	return fromFields(s, kv)
 }
 
+// flag reads a boolean as docker does: "true", "1", …; the default if it is not there.
+func flag(kv map[string]string, k string, def bool) (bool, error) {
+	v, ok := kv[k]
+	if !ok {
+		return def, nil
+	}
+	b, err := strconv.ParseBool(v)
+	if err != nil {
+		return false, fmt.Errorf("%s is true or false, and not %q", k, v)
+	}
+	return b, nil
+}
+
 func fromFields(s string, kv map[string]string) (Spec, error) {
 	sp := Spec{Type: Type(kv["type"]), Dest: kv["dest"]}
-	if n := kv["name"]; n != "" {
-		sp.Names = strings.Split(n, ",")
+	for n := range strings.SplitSeq(kv["name"], ",") {
+		if n = strings.TrimSpace(n); n != "" {
+			sp.Names = append(sp.Names, n)
+		}
 	}
-	if kv["tar"] == "false" && sp.Type == OCI {
-		sp.Dir = true
+	tar, err := flag(kv, "tar", true)
+	if err == nil {
+		sp.Dir = !tar
+		sp.Push, err = flag(kv, "push", false)
 	}
-	switch kv["push"] {
-	case "", "false":
-	case "true":
-		sp.Push = true
-	default:
-		return Spec{}, diag.New(diag.ExitUsage, "output %q: push is true or false", s)
+	if err != nil {
+		return Spec{}, diag.New(diag.ExitUsage, "output %q: %w", s, err)
 	}
 	allowed := map[Type][]string{
 		Image: {"name", "push"}, Registry: {"name", "push"}, OCI: {"dest", "name", "tar"}, Docker: {"dest", "name"},
@@ -100,17 +126,24 @@ func fromFields(s string, kv map[string]string) (Spec, error) {
 
 // String is the spec as ParseSpec takes it.
 func (s Spec) String() string {
-	out := "type=" + string(s.Type)
+	fields := []string{"type=" + string(s.Type)}
 	if s.Dest != "" {
-		out += ",dest=" + s.Dest
+		fields = append(fields, "dest="+s.Dest)
 	}
 	if s.Push {
-		out += ",push=true"
+		fields = append(fields, "push=true")
+	}
+	if s.Dir {
+		fields = append(fields, "tar=false")
 	}
 	for _, n := range s.Names {
-		out += ",name=" + n
+		fields = append(fields, "name="+n)
 	}
-	return out
+	var b strings.Builder
+	w := csv.NewWriter(&b)
+	_ = w.Write(fields) // to memory, which does not fail
+	w.Flush()
+	return strings.TrimSuffix(b.String(), "\n")
 }
 
 // ToRegistry reports whether the image goes to registries.

@@ -5,7 +5,7 @@
 // Layers are merged as Linux's overlayfs merges them: an upper file hides what
 // is below it, a directory merges with directories below unless it is opaque,
 // a whiteout hides, and a directory's metadata is that of the topmost layer
-// which has it. Everything is lazy, and memory is bounded by a small cache.
+// which has an entry for it (see layer.XattrImplied). Everything is lazy, and memory is bounded by a small cache.
 package rootfs
 
 import (
@@ -20,6 +20,7 @@ import (
 	"time"
 
 	lru "github.com/hashicorp/golang-lru/v2"
+	"github.com/kiln-build/kiln/internal/layer"
 	"github.com/kiln-build/kiln/internal/tree"
 	"github.com/opencontainers/go-digest"
 )
@@ -126,10 +127,16 @@ func (f *FS) remember(dir string, stack []int32) {
 	}
 }
 
+// implied reports whether n, found in a raw layer, is a directory that the layer
+// has only because of what is in it.
+func implied(n tree.Node) bool { return n.IsDir() && n.Xattr[layer.XattrImplied] == "y" }
+
 // step looks p up in the layers of its parent directory.
 func (f *FS) step(parent []int32, p string) (found, error) {
 	var e found
 	have := false
+	open := false   // all that was found is implied: a lower layer may know what p is like
+	hidden := false // an opaque directory was found
 	for _, i := range parent {
 		n, err := f.layers[i].Lstat(p)
 		if errors.Is(err, fs.ErrNotExist) {
@@ -141,14 +148,18 @@ func (f *FS) step(parent []int32, p string) (found, error) {
 		if n.IsWhiteout() || have && !n.IsDir() {
 			break
 		}
-		if !have {
-			e.node, e.layer, have = f.shown(n, i), i, true
+		if !have || open && !implied(n) {
+			e.node, e.layer, open = f.shown(n, i), i, implied(n)
 		}
+		have = true
 		if !n.IsDir() {
 			break
 		}
-		e.stack = append(e.stack, i)
-		if n.IsOpaque() {
+		if !hidden {
+			e.stack = append(e.stack, i)
+			hidden = n.IsOpaque()
+		}
+		if hidden && !open {
 			break
 		}
 	}
@@ -233,9 +244,18 @@ func (f *FS) ReadDir(p string) ([]tree.Entry, error) {
 			if k < len(e.stack)-1 {
 				seen[c.Name] = true
 			}
-			if !c.Node.IsWhiteout() {
-				out = append(out, tree.Entry{Name: c.Name, Node: f.shown(c.Node, i)})
+			if c.Node.IsWhiteout() {
+				continue
 			}
+			n := f.shown(c.Node, i)
+			if implied(c.Node) {
+				d, err := f.step(e.stack, path.Join(p, c.Name))
+				if err != nil {
+					return nil, err
+				}
+				n = d.node
+			}
+			out = append(out, tree.Entry{Name: c.Name, Node: n})
 		}
 	}
 	slices.SortFunc(out, func(a, b tree.Entry) int { return strings.Compare(a.Name, b.Name) })

@@ -27,7 +27,7 @@ type Options struct {
 	// to mount or to chroot, where the profile alone would refuse.
 	Deadly bool
 	Dir    string
-	Env      []string // the whole environment
+	Env    []string // the whole environment
 }
 
 // Exec gives up every privilege and becomes argv; it returns only if it fails,

@@ -2,7 +2,6 @@ package llb
 
 import (
 	"errors"
-	"fmt"
 	"strings"
 
 	"github.com/moby/buildkit/solver/pb"
@@ -11,7 +10,7 @@ import (
 )
 
 func exec(e *pb.ExecOp, raw *pb.Op, op *engine.Op) (engine.Operation, error) {
-	m := e.Meta
+	m := e.GetMeta()
 	if m == nil || len(m.Args) == 0 {
 		return nil, errors.New("a RUN step without a command")
 	}
@@ -19,18 +18,19 @@ func exec(e *pb.ExecOp, raw *pb.Op, op *engine.Op) (engine.Operation, error) {
 	if err := supported(e); err != nil {
 		return nil, err
 	}
-	if len(raw.Inputs) != 1 && len(raw.Inputs) != 0 {
-		return nil, errors.New("a RUN step with several file systems is not supported")
+	mounts, err := mounts(e, op)
+	if err != nil {
+		return nil, err
 	}
 	x := &engine.Exec{
 		Args: m.Args, Env: m.Env, Cwd: m.Cwd, User: m.User, Hostname: m.Hostname,
-		NoNetwork: e.Network == pb.NetMode_NONE, Platform: platform(raw.Platform), Proxy: proxy(m.ProxyEnv),
+		NoNetwork: e.Network == pb.NetMode_NONE, Platform: platform(raw.Platform), Proxy: proxy(m.ProxyEnv), Mounts: mounts,
 	}
 	if x.Cwd == "" {
 		x.Cwd = "/"
 	}
 	for _, h := range m.ExtraHosts {
-		x.Hosts = append(x.Hosts, engine.Host{Name: h.Host, IP: h.IP})
+		x.Hosts = append(x.Hosts, engine.Host{Name: h.GetHost(), IP: h.GetIP()})
 	}
 	return x, nil
 }
@@ -52,19 +52,8 @@ func supported(e *pb.ExecOp) error {
 	if len(e.Meta.Ulimit) > 0 {
 		return errors.New("--ulimit is not supported yet")
 	}
-	root := false
-	for _, m := range e.Mounts {
-		if m.Dest == "/" && m.MountType == pb.MountType_BIND {
-			if m.Selector != "" || m.Readonly || m.Output > 0 {
-				return errors.New("a root file system that is read-only or a part of another is not supported")
-			}
-			root = true
-			continue
-		}
-		return fmt.Errorf("RUN --mount=type=%s (at %s) is not supported yet", strings.ToLower(m.MountType.String()), m.Dest)
-	}
-	if !root {
-		return errors.New("a RUN step without a root file system")
+	if e.Meta.CgroupParent != "" {
+		return errors.New("--cgroup-parent is not supported: steps have no control group of their own")
 	}
 	return nil
 }
@@ -74,8 +63,11 @@ func proxy(p *pb.ProxyEnv) (env []string) {
 		return nil
 	}
 	for _, kv := range []struct{ k, v string }{
-		{"HTTP_PROXY", p.HttpProxy}, {"HTTPS_PROXY", p.HttpsProxy}, {"FTP_PROXY", p.FtpProxy},
-		{"NO_PROXY", p.NoProxy}, {"ALL_PROXY", p.AllProxy},
+		{"HTTP_PROXY", p.HttpProxy},
+		{"HTTPS_PROXY", p.HttpsProxy},
+		{"FTP_PROXY", p.FtpProxy},
+		{"NO_PROXY", p.NoProxy},
+		{"ALL_PROXY", p.AllProxy},
 	} {
 		if kv.v != "" {
 			env = append(env, kv.k+"="+kv.v, strings.ToLower(kv.k)+"="+kv.v)

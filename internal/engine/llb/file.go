@@ -14,7 +14,13 @@ import (
 
 func file(f *pb.FileOp, inputs int, op *engine.Op) (engine.Operation, error) {
 	out := &engine.File{Result: -1}
-	for i, a := range f.Actions {
+	if n := len(f.GetActions()); n > maxActions {
+		return nil, fmt.Errorf("a file operation of %d actions: more than %d are refused", n, maxActions)
+	}
+	for i, a := range f.GetActions() {
+		if a == nil {
+			return nil, errors.New("a file operation with an action that is not there")
+		}
 		act, err := action(a, inputs, i)
 		if err != nil {
 			return nil, err
@@ -23,7 +29,7 @@ func file(f *pb.FileOp, inputs int, op *engine.Op) (engine.Operation, error) {
 		switch {
 		case a.Output == 0 && out.Result < 0:
 			out.Result = i
-		case a.Output >= 0:
+		case a.Output != int64(pb.SkipOutput):
 			return nil, errors.New("file operations with several results are not supported")
 		}
 	}

@@ -19,8 +19,13 @@ import (
 	"github.com/kiln-build/kiln/internal/engine"
 )
 
-// maxOps bounds a graph; BuildKit's own clients stay below some thousands.
-const maxOps = 50_000
+// Bounds of a graph. BuildKit's own clients stay far below: a Dockerfile has a few
+// operations a line, and an action for each source of a COPY.
+const (
+	maxOps     = 20_000
+	maxInputs  = 1000   // of one operation
+	maxActions = 10_000 // of one file operation
+)
 
 // Decode decodes a definition. A nil or empty one is the empty file system.
 func Decode(def *pb.Definition) (*engine.Graph, error) {
@@ -30,7 +35,10 @@ func Decode(def *pb.Definition) (*engine.Graph, error) {
 	if len(def.Def) > maxOps {
 		return nil, fmt.Errorf("the build graph has %d operations: more than %d are refused", len(def.Def), maxOps)
 	}
-	d := &decoder{def: def, raw: map[string]*pb.Op{}, ops: map[string]*engine.Op{}, graph: &engine.Graph{}}
+	d := &decoder{
+		def: def, raw: map[string]*pb.Op{}, ops: map[string]*engine.Op{}, graph: &engine.Graph{},
+		lines: map[int32][]string{},
+	}
 	var last *pb.Op
 	for _, b := range def.Def {
 		op := &pb.Op{}
@@ -44,7 +52,7 @@ func Decode(def *pb.Definition) (*engine.Graph, error) {
 	if last.Op != nil || len(last.Inputs) != 1 {
 		return nil, errors.New("decode build graph: the last operation must name one result")
 	}
-	in, err := d.input(last.Inputs[0], 0)
+	in, err := d.input(last.Inputs[0])
 	if err != nil {
 		return nil, err
 	}
@@ -57,17 +65,20 @@ type decoder struct {
 	raw   map[string]*pb.Op
 	ops   map[string]*engine.Op
 	graph *engine.Graph
+	lines map[int32][]string // of the source files, by their index
 }
 
-func (d *decoder) input(in *pb.Input, depth int) (engine.Input, error) {
+func (d *decoder) input(in *pb.Input) (engine.Input, error) {
 	if in.Index != 0 {
 		return engine.Input{}, errors.New("decode build graph: operations with several results are not supported")
 	}
-	op, err := d.op(in.Digest, depth)
+	op, err := d.op(in.Digest)
 	return engine.Input{Op: op}, err
 }
 
-func (d *decoder) op(dgst string, depth int) (*engine.Op, error) {
+// op decodes an operation after its inputs. They cannot be a cycle: each names its
+// inputs by the digest of their bytes.
+func (d *decoder) op(dgst string) (*engine.Op, error) {
 	if op, ok := d.ops[dgst]; ok {
 		return op, nil
 	}
@@ -75,13 +86,13 @@ func (d *decoder) op(dgst string, depth int) (*engine.Op, error) {
 	if !ok {
 		return nil, fmt.Errorf("decode build graph: operation %q is not in it", dgst)
 	}
-	if depth > maxOps {
-		return nil, errors.New("decode build graph: too deep")
+	if len(raw.Inputs) > maxInputs {
+		return nil, fmt.Errorf("decode build graph: an operation has %d inputs: more than %d are refused", len(raw.Inputs), maxInputs)
 	}
 	op := &engine.Op{At: d.location(dgst)}
 	d.describe(op, dgst)
 	for _, in := range raw.Inputs {
-		i, err := d.input(in, depth+1)
+		i, err := d.input(in)
 		if err != nil {
 			return nil, err
 		}
@@ -114,24 +125,27 @@ func (d *decoder) describe(op *engine.Op, dgst string) {
 }
 
 func (d *decoder) location(dgst string) *diag.Location {
-	src := d.def.Source
-	if src == nil || src.Locations[dgst] == nil {
-		return nil
-	}
-	for _, l := range src.Locations[dgst].Locations {
-		if int(l.SourceIndex) < 0 || int(l.SourceIndex) >= len(src.Infos) || len(l.Ranges) == 0 {
+	infos := d.def.Source.GetInfos()
+	for _, l := range d.def.Source.GetLocations()[dgst].GetLocations() {
+		n := l.GetSourceIndex()
+		if n < 0 || int(n) >= len(infos) || len(l.GetRanges()) == 0 {
 			continue
 		}
-		info, r := src.Infos[l.SourceIndex], l.Ranges[0]
+		if d.lines[n] == nil { // split once, not for each operation
+			d.lines[n] = strings.Split(string(infos[n].GetData()), "\n")
+		}
+		r := l.Ranges[0]
 		return &diag.Location{
-			File: info.Filename, Line: int(r.GetStart().GetLine()), EndLine: int(r.GetEnd().GetLine()),
-			Source: strings.Split(string(info.Data), "\n"),
+			File: infos[n].GetFilename(), Line: int(r.GetStart().GetLine()), EndLine: int(r.GetEnd().GetLine()), Source: d.lines[n],
 		}
 	}
 	return nil
 }
 
 func (d *decoder) operation(raw *pb.Op, op *engine.Op) (engine.Operation, error) {
+	if c := raw.Constraints; c != nil && len(c.Filter) > 0 {
+		return nil, fmt.Errorf("an operation for workers with %q is not supported: there is one worker", c.Filter)
+	}
 	switch do := raw.Op.(type) {
 	case *pb.Op_Source:
 		return source(do.Source, platform(raw.Platform), op)
@@ -140,9 +154,10 @@ func (d *decoder) operation(raw *pb.Op, op *engine.Op) (engine.Operation, error)
 	case *pb.Op_File:
 		return file(do.File, len(raw.Inputs), op)
 	case *pb.Op_Merge:
-		for i, in := range do.Merge.Inputs {
-			if in.Input != int64(i) {
-				return nil, errors.New("a merge must take its inputs in order")
+		inputs := do.Merge.GetInputs()
+		for i, in := range inputs {
+			if in.GetInput() != int64(i) || len(inputs) != len(raw.Inputs) {
+				return nil, errors.New("a merge must take all its inputs, in order")
 			}
 		}
 		name(op, "merge")
@@ -173,9 +188,14 @@ func platform(p *pb.Platform) ocispec.Platform {
 }
 
 func source(s *pb.SourceOp, p ocispec.Platform, op *engine.Op) (engine.Operation, error) {
-	kind, rest, ok := strings.Cut(s.Identifier, "://")
+	kind, rest, ok := strings.Cut(s.GetIdentifier(), "://")
 	if !ok {
 		return nil, fmt.Errorf("source %q has no kind", s.Identifier)
+	}
+	for _, a := range []string{pb.AttrImageLayerLimit, pb.AttrOCILayoutLayerLimit} {
+		if s.Attrs[a] != "" {
+			return nil, fmt.Errorf("source %q: a limit on its layers is not supported", s.Identifier)
+		}
 	}
 	switch kind {
 	case "docker-image":
