@@ -669,3 +669,30 @@ func TestBuildsAtOnce(t *testing.T) {
 	}
 	wg.Wait()
 }
+
+// TestUnchangedContextIsNotRead: not of a filtered context either.
+func TestUnchangedContextIsNotRead(t *testing.T) {
+	w := newWorld(t)
+	const size = 32 << 20
+	put(t, w.dir, "big", strings.Repeat("0123456789abcdef", size/16))
+	put(t, w.dir, ".dockerignore", "*.log\n")
+	time.Sleep(3 * time.Second) // younger files are not trusted
+	read := func() (n int64) {
+		b, err := os.ReadFile("/proc/self/io")
+		if err != nil {
+			t.Skip(err)
+		}
+		if _, err := fmt.Sscanf(string(b), "rchar: %d", &n); err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	req := w.request("FROM scratch\nCOPY . /x/\n")
+	before := read()
+	w.mustRun(req)
+	first := read() - before
+	w.mustRun(req)
+	if second := read() - before - first; first < size || second > size/8 {
+		t.Errorf("read %d bytes at first, and then %d", first, second)
+	}
+}

@@ -32,6 +32,7 @@ func files() map[string]memtree.File {
 
 func export(t *testing.T, dir string) []string {
 	t.Helper()
+	t.Cleanup(func() { _ = os.Chmod(filepath.Join(dir, "etc"), 0o700) }) // or it cannot be removed
 	skipped, err := WriteDir(context.Background(), memtree.New(files()), dir)
 	if err != nil {
 		t.Fatal(err)
