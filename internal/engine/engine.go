@@ -24,6 +24,7 @@ import (
 	"golang.org/x/sync/semaphore"
 
 	"github.com/kiln-build/kiln/internal/cache"
+	"github.com/kiln-build/kiln/internal/diag"
 	"github.com/kiln-build/kiln/internal/image"
 	"github.com/kiln-build/kiln/internal/layer"
 	"github.com/kiln-build/kiln/internal/progress"
@@ -83,6 +84,9 @@ func Solve(ctx context.Context, c Config, g *Graph) ([]image.Layer, error) {
 		err = errors.New("the result of the build is a build context, and not a root file system")
 	}
 	if cause := context.Cause(ctx); cause != nil {
+		if errors.Is(err, cause) && !errors.Is(cause, context.Canceled) {
+			return nil, err // the cause, and the step that it ended
+		}
 		return nil, cause // the first failure, or why the build was ended
 	}
 	if err != nil {
@@ -144,6 +148,7 @@ type run struct {
 	contexts map[*Local]tree.Tree
 	readers  map[digest.Digest]*layer.Reader
 	sessions map[*Op]*session
+	bound    map[bound]image.Layer // parts of build contexts that were mounted
 }
 
 // state is what a run knows about one operation.
@@ -159,10 +164,11 @@ type state struct {
 	keyOnce sync.Once
 	key     digest.Digest
 	keyErr  error
-	// copied are content digests of what the actions copy from contexts, by
-	// action. The key is computed before anything else needs it.
+	// copied are content digests of what the actions copy from contexts, or of
+	// what is mounted from them, by number of the action or mount. The key is computed before anything else needs it.
 	copied map[int]digest.Digest
 
+	ran      bool // its own work has begun, and failed
 	evalOnce sync.Once
 	out      snapshot
 	err      error
@@ -211,7 +217,8 @@ func (r *run) eval(ctx context.Context, op *Op) (snapshot, error) {
 // already. Only the first failure is shown: the rest follows from it.
 func (r *run) failed(ctx context.Context, s *state, err error) error {
 	err = r.at(ctx, s.op, err)
-	if ctx.Err() == nil {
+	// Of what --timeout ended, too: what it printed last may say why it took so long.
+	if ctx.Err() == nil || s.ran && diag.ExitCode(err) == diag.ExitTimeout {
 		s.step.Start()
 		s.step.Done(err)
 	}
@@ -257,6 +264,7 @@ func (r *run) compute(ctx context.Context, s *state) (snapshot, error) {
 	}
 	if hit == nil {
 		if hit, err = r.do(ctx, s, ins); err != nil {
+			s.ran = true
 			return snapshot{}, err
 		}
 		if err := r.save(ctx, content, hit); err != nil {

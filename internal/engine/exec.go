@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"path"
+	"reflect"
 	"runtime"
 	"slices"
 	"strings"
@@ -55,11 +56,15 @@ func (r *run) exec(ctx context.Context, s *state, x *Exec, ins []snapshot) ([]im
 	if len(p.Args) == 0 {
 		return nil, errors.New("a RUN step without a command")
 	}
+	mounts, err := r.mounts(ctx, s.op, x, ins)
+	if err != nil {
+		return nil, err
+	}
 	if err := r.slots.Acquire(ctx, 1); err != nil {
 		return nil, context.Cause(ctx)
 	}
 	defer r.slots.Release(1)
-	ses, err := r.startSession(ctx, s, x, root.layers)
+	ses, err := r.startSession(ctx, s, x, root.layers, mounts)
 	if err != nil {
 		return nil, err
 	}
@@ -114,13 +119,15 @@ func (r *run) sessionConfig(x *Exec) sandbox.Config {
 }
 
 func sameConfig(a, b sandbox.Config) bool {
-	return a.Network == b.Network && a.Hostname == b.Hostname && string(a.Files["/etc/hosts"]) == string(b.Files["/etc/hosts"])
+	return a.Network == b.Network && a.Hostname == b.Hostname && string(a.Files["/etc/hosts"]) == string(b.Files["/etc/hosts"]) &&
+		reflect.DeepEqual(a.Mounts, b.Mounts)
 }
 
 // startSession takes over the session of the step that made the root file
 // system, or boots a new one.
-func (r *run) startSession(ctx context.Context, s *state, x *Exec, layers []image.Layer) (*session, error) {
+func (r *run) startSession(ctx context.Context, s *state, x *Exec, layers []image.Layer, mounts []sandbox.Mount) (*session, error) {
 	c := r.sessionConfig(x)
+	c.Mounts = mounts
 	if len(s.op.Inputs) > 0 {
 		r.mu.Lock()
 		old := r.sessions[s.op.Inputs[0].Op]
@@ -156,7 +163,7 @@ func (r *run) startSession(ctx context.Context, s *state, x *Exec, layers []imag
 // keepSession keeps a session for a step that goes on from it, if there is any.
 func (r *run) keepSession(s *state, ses *session) {
 	for c := range s.consumers {
-		if _, ok := c.Do.(*Exec); ok {
+		if _, ok := c.Do.(*Exec); ok && c.Inputs[0].Op == s.op {
 			r.mu.Lock()
 			defer r.mu.Unlock()
 			r.sessions[s.op] = ses

@@ -65,6 +65,19 @@ type Exec struct {
 	// NoNetwork: the step has a loopback interface alone.
 	NoNetwork bool
 	Platform  ocispec.Platform
+	Mounts    []Mount
+}
+
+// Mount is what a RUN step sees besides its root file system. It is never part
+// of the result, and changes to it are thrown away.
+type Mount struct {
+	Dest string // absolute
+	// Input is what is mounted: the number of an input.
+	Input    int
+	Source   string // what of it, as tree.Tree has paths; "." is all
+	Writable bool
+	Tmpfs    bool  // instead of an input: an empty directory in memory
+	Size     int64 // of a Tmpfs, in bytes; 0: no bound
 }
 
 // Host is a line of /etc/hosts.

@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"time"
 
 	"github.com/opencontainers/go-digest"
 
 	"github.com/kiln-build/kiln/internal/cache"
+	"github.com/kiln-build/kiln/internal/diag"
 	"github.com/kiln-build/kiln/internal/fileop"
 	"github.com/kiln-build/kiln/internal/image"
 )
@@ -73,6 +75,21 @@ func (r *run) hash(ctx context.Context, op *Op, kind string, input func(int) (di
 	case *Exec:
 		h = cache.NewHasher("exec", execVersion)
 		hashExec(h, do)
+		byContent = r.mountsByContent(op, do, ins != nil)
+		for i := range do.Mounts {
+			m := &do.Mounts[i]
+			if m.Tmpfs || !byContent[m.Input] {
+				continue
+			}
+			d, err := r.copied(ctx, op, i, m.Input, m.selection(), ins)
+			if errors.Is(err, fs.ErrNotExist) {
+				err = diag.New(diag.ExitDockerfile, "%w", err)
+			}
+			if err != nil {
+				return "", err
+			}
+			h.String(d.String())
+		}
 	case *File:
 		h = cache.NewHasher("file", fileVersion)
 		byContent = r.byContent(op, do, ins != nil)
@@ -84,7 +101,7 @@ func (r *run) hash(ctx context.Context, op *Op, kind string, input func(int) (di
 			if a.Copy == nil || a.Source.Kind != RefInput || !byContent[a.Source.N] {
 				continue
 			}
-			d, err := r.copied(ctx, op, i, ins)
+			d, err := r.copied(ctx, op, i, a.Source.N, *a.Copy, ins)
 			if err != nil {
 				return "", err
 			}
@@ -139,17 +156,16 @@ func (r *run) byContent(op *Op, f *File, computed bool) []bool {
 	return out
 }
 
-// copied is the content digest of what action i of op copies. That of a
-// context is computed once.
-func (r *run) copied(ctx context.Context, op *Op, i int, ins []snapshot) (digest.Digest, error) {
-	a := op.Do.(*File).Actions[i]
-	l, local := op.Inputs[a.Source.N].Op.Do.(*Local)
+// copied is the content digest of what action or mount i of op takes from an
+// input. That of a context is computed once.
+func (r *run) copied(ctx context.Context, op *Op, i, input int, a fileop.CopyAction, ins []snapshot) (digest.Digest, error) {
+	l, local := op.Inputs[input].Op.Do.(*Local)
 	if !local {
-		t, err := r.treeOf(ctx, ins[a.Source.N])
+		t, err := r.treeOf(ctx, ins[input])
 		if err != nil {
 			return "", err
 		}
-		return fileop.Digest(ctx, t, *a.Copy)
+		return fileop.Digest(ctx, t, a)
 	}
 	s := r.states[op]
 	if d, ok := s.copied[i]; ok {
@@ -159,7 +175,7 @@ func (r *run) copied(ctx context.Context, op *Op, i int, ins []snapshot) (digest
 	if err != nil {
 		return "", err
 	}
-	d, err := fileop.Digest(ctx, t, *a.Copy)
+	d, err := fileop.Digest(ctx, t, a)
 	if err != nil {
 		return "", err
 	}
@@ -183,6 +199,10 @@ func hashExec(h *cache.Hasher, x *Exec) {
 	}
 	h.Bool(x.NoNetwork)
 	h.Strings([]string{x.Platform.OS, x.Platform.Architecture, x.Platform.Variant})
+	h.Int(int64(len(x.Mounts)))
+	for i := range x.Mounts {
+		x.Mounts[i].hash(h)
+	}
 }
 
 // hash adds an action's fields.

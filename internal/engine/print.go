@@ -28,7 +28,7 @@ func (g *Graph) Print(w io.Writer) {
 			fmt.Fprintf(w, "  (%s:%d)", op.At.File, op.At.Line)
 		}
 		fmt.Fprintln(w)
-		for _, l := range details(op) {
+		for _, l := range details(op, number) {
 			fmt.Fprintf(w, "       %s\n", l)
 		}
 	}
@@ -40,7 +40,7 @@ func (g *Graph) Print(w io.Writer) {
 	}
 }
 
-func details(op *Op) (ls []string) {
+func details(op *Op, number map[*Op]int) (ls []string) {
 	switch do := op.Do.(type) {
 	case *Image:
 		ls = append(ls, "image "+do.Ref)
@@ -55,6 +55,13 @@ func details(op *Op) (ls []string) {
 		ls = append(ls, fmt.Sprintf("exec %q in %q as %q", do.Args, do.Cwd, do.User))
 		if do.NoNetwork {
 			ls = append(ls, "without network")
+		}
+		for _, m := range do.Mounts {
+			what := "an empty directory"
+			if !m.Tmpfs {
+				what = fmt.Sprintf("%q of #%d", m.Source, number[op.Inputs[m.Input].Op])
+			}
+			ls = append(ls, fmt.Sprintf("with %s at %q", what, m.Dest))
 		}
 	case *File:
 		for _, a := range do.Actions {

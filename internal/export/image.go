@@ -8,6 +8,7 @@ import (
 	"io"
 	"io/fs"
 	"sync"
+	"sync/atomic"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -55,9 +56,6 @@ type Push struct {
 	pusher  *registry.Pusher
 	repo    string
 	rec     *progress.Recorder
-
-	once sync.Once
-	step *progress.Step
 }
 
 // OpenPush checks that ref's repository can be pushed to.
@@ -73,18 +71,9 @@ func OpenPush(ctx context.Context, reg *registry.Client, st *store.Store, f imag
 	return p, nil
 }
 
-func (p *Push) started() *progress.Step {
-	p.once.Do(func() {
-		p.step = p.rec.Step("pushing to "+p.repo, "")
-		p.step.Start()
-	})
-	return p.step
-}
-
 // Layer sends a layer's blob, unless the repository has it or can mount it.
-// Safe for concurrent use.
+// Safe for concurrent use. What is sent is a step of its own in the progress.
 func (p *Push) Layer(ctx context.Context, l image.Layer) error {
-	step := p.started()
 	open := func() (io.ReadCloser, error) {
 		r, err := p.store.OpenBlob(l.Blob.Digest)
 		if errors.Is(err, fs.ErrNotExist) {
@@ -93,23 +82,30 @@ func (p *Push) Layer(ctx context.Context, l image.Layer) error {
 		return r, err
 	}
 	item := l.Blob.Digest.Algorithm().String() + ":" + l.Blob.Digest.Encoded()[:12]
-	_, err := p.pusher.Blob(ctx, l.Blob, l.Origin, open, func(sent int64) { step.Transfer(item, sent, l.Blob.Size) })
+	// A step only if there is something to send, and from then on. The body
+	// may still be read for a moment after Blob has given up.
+	step := sync.OnceValue(func() *progress.Step {
+		s := p.rec.Step("pushing layer "+item+" to "+p.repo, "")
+		s.Start()
+		return s
+	})
+	var sending atomic.Bool
+	_, err := p.pusher.Blob(ctx, l.Blob, l.Origin, open, func(sent int64) {
+		sending.Store(true)
+		step().Transfer(item, sent, l.Blob.Size)
+	})
 	if err != nil {
 		err = fmt.Errorf("push layer %s: %w", item, err)
-		step.Done(err)
+	}
+	if sending.Load() {
+		step().Done(err)
 	}
 	return err
 }
 
 // Manifests sends the config of each image, and, if they are to be in an index,
 // their manifests by digest.
-func (p *Push) Manifests(ctx context.Context, built []*image.Image, indexed bool) (err error) {
-	step := p.started()
-	defer func() {
-		if err != nil {
-			step.Done(err)
-		}
-	}()
+func (p *Push) Manifests(ctx context.Context, built []*image.Image, indexed bool) error {
 	for _, b := range built {
 		d := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageConfig, Digest: digest.FromBytes(b.RawConfig), Size: int64(len(b.RawConfig))}
 		open := func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(b.RawConfig)), nil }
@@ -127,19 +123,26 @@ func (p *Push) Manifests(ctx context.Context, built []*image.Image, indexed bool
 }
 
 // Tag gives the image all Refs. It is the last thing of a build.
-func (p *Push) Tag(ctx context.Context, d ocispec.Descriptor, raw []byte) (err error) {
-	step := p.started()
-	defer func() { step.Done(err) }()
+func (p *Push) Tag(ctx context.Context, d ocispec.Descriptor, raw []byte) error {
 	for _, ref := range p.Refs {
-		pusher := p.pusher
-		if ref != p.Refs[0] {
-			if pusher, err = p.reg.Pusher(ctx, ref); err != nil {
-				return err
-			}
-		}
-		if err = pusher.Tag(ctx, d.MediaType, raw); err != nil {
+		step := p.rec.Step("pushing "+ref, "")
+		step.Start()
+		err := p.tag(ctx, ref, d, raw)
+		step.Done(err)
+		if err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+func (p *Push) tag(ctx context.Context, ref string, d ocispec.Descriptor, raw []byte) error {
+	pusher := p.pusher
+	if ref != p.Refs[0] {
+		var err error
+		if pusher, err = p.reg.Pusher(ctx, ref); err != nil {
+			return err
+		}
+	}
+	return pusher.Tag(ctx, d.MediaType, raw)
 }

@@ -13,7 +13,7 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/kiln-build/kiln/internal/fileop/decompress"
+	"github.com/kiln-build/kiln/internal/decompress"
 	"github.com/kiln-build/kiln/internal/rootfs"
 	"github.com/kiln-build/kiln/internal/tree"
 )

@@ -19,18 +19,13 @@ package registry
 
 import (
 	"context"
-	"crypto/x509"
 	"fmt"
 	"log/slog"
-	"net/http"
-	"os"
-	"strings"
 	"sync"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/authn"
-	"github.com/kiln-build/kiln/internal/diag"
-	"github.com/kiln-build/kiln/internal/registry/auth"
+	"github.com/kiln-build/kiln/internal/registry/wire"
 	"golang.org/x/sync/semaphore"
 )
 
@@ -63,90 +58,32 @@ type Options struct {
 	SkipPushCheck bool
 }
 
+// Retry says how often a request that failed for a passing reason is tried.
+type Retry = wire.Retry
+
 // Client speaks to registries. Safe for concurrent use.
 type Client struct {
-	opts      Options
-	insecure  map[string]bool
-	transport *hostTransport
+	net       *wire.Net
+	parallel  int64
+	pushCheck bool
 
-	mu       sync.Mutex
-	sessions map[string]*session
-	slots    map[string]*semaphore.Weighted
+	mu    sync.Mutex
+	slots map[string]*semaphore.Weighted
 }
 
 // New returns a client. It opens no connection.
 func New(o Options) (*Client, error) {
-	if o.Keychain == nil {
-		o.Keychain = auth.Default()
-	}
-	if o.Logger == nil {
-		o.Logger = slog.New(slog.DiscardHandler)
-	}
-	if o.UserAgent == "" {
-		o.UserAgent = "kiln"
-	}
-	if o.CertDir == "" {
-		o.CertDir = "/etc/docker/certs.d"
-	}
-	if o.StallTimeout <= 0 {
-		o.StallTimeout = time.Minute
-	}
 	if o.Parallel <= 0 {
 		o.Parallel = 4
 	}
-	o.Retry = o.Retry.withDefaults()
-	c := &Client{
-		opts: o, insecure: map[string]bool{},
-		sessions: map[string]*session{}, slots: map[string]*semaphore.Weighted{},
-	}
-	for _, h := range o.Insecure {
-		host, err := cleanHost(h)
-		if err != nil {
-			return nil, err
-		}
-		c.insecure[host] = true
-	}
-	pool, err := certPool(o.CAFile)
+	n, err := wire.New(wire.Options{
+		Keychain: o.Keychain, Insecure: o.Insecure, UserAgent: o.UserAgent, CAFile: o.CAFile, CertDir: o.CertDir,
+		Logger: o.Logger, Retry: o.Retry, StallTimeout: o.StallTimeout, Parallel: o.Parallel,
+	})
 	if err != nil {
 		return nil, err
 	}
-	c.transport = &hostTransport{client: c, pool: pool, byHost: map[string]*http.Transport{}}
-	return c, nil
-}
-
-// cleanHost takes HOST[:PORT], also as people write it, with a scheme or slash.
-func cleanHost(s string) (string, error) {
-	h := strings.TrimPrefix(strings.TrimPrefix(s, "https://"), "http://")
-	h = strings.ToLower(strings.TrimSuffix(h, "/"))
-	if h == "" || strings.ContainsAny(h, "/@ ") {
-		return "", diag.New(diag.ExitUsage, "insecure registry %q: want HOST or HOST:PORT", s)
-	}
-	return h, nil
-}
-
-func certPool(file string) (*x509.CertPool, error) {
-	if file == "" {
-		return nil, nil // the system's
-	}
-	pool, err := x509.SystemCertPool()
-	if err != nil {
-		return nil, diag.New(diag.ExitRegistry, "load the system's certificates: %w", err)
-	}
-	if err := addCerts(pool, file); err != nil {
-		return nil, err
-	}
-	return pool, nil
-}
-
-func addCerts(pool *x509.CertPool, file string) error {
-	pem, err := os.ReadFile(file)
-	if err != nil {
-		return diag.New(diag.ExitRegistry, "read registry certificates: %w", err)
-	}
-	if !pool.AppendCertsFromPEM(pem) {
-		return diag.New(diag.ExitRegistry, "read registry certificates: no certificate in %s", file)
-	}
-	return nil
+	return &Client{net: n, parallel: int64(o.Parallel), pushCheck: !o.SkipPushCheck, slots: map[string]*semaphore.Weighted{}}, nil
 }
 
 // slot waits for one of the registry's places for uploads or downloads and
@@ -156,7 +93,7 @@ func (c *Client) slot(ctx context.Context, kind, host string) (release func(), e
 	c.mu.Lock()
 	s := c.slots[kind+" "+host]
 	if s == nil {
-		s = semaphore.NewWeighted(int64(c.opts.Parallel))
+		s = semaphore.NewWeighted(c.parallel)
 		c.slots[kind+" "+host] = s
 	}
 	c.mu.Unlock()

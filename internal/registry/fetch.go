@@ -9,6 +9,7 @@ import (
 	"net/http"
 
 	"github.com/kiln-build/kiln/internal/image"
+	"github.com/kiln-build/kiln/internal/registry/wire"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
@@ -30,16 +31,16 @@ func (c *Client) Fetch(ctx context.Context, l image.Layer) (io.ReadCloser, error
 	if err := l.Blob.Digest.Validate(); err != nil {
 		return nil, fmt.Errorf("fetch layer %q from %s: %w", l.Blob.Digest, l.Origin, err)
 	}
-	s, err := c.session(ctx, t, "pull")
-	b := &blobReader{ctx: ctx, s: s, desc: l.Blob}
+	s, err := c.net.Open(ctx, t.repo, "pull")
+	b := &blobReader{ctx: ctx, net: c.net, s: s, desc: l.Blob}
 	if err != nil {
 		return nil, b.fail(err)
 	}
-	if b.release, err = c.slot(ctx, "download", t.host); err != nil {
+	if b.release, err = c.slot(ctx, "download", t.repo.Host); err != nil {
 		return nil, err
 	}
 	b.hash = l.Blob.Digest.Algorithm().Hash()
-	err = c.retry(ctx, "get blob "+l.Blob.Digest.String(), b.open)
+	err = c.net.Retry(ctx, "get blob "+l.Blob.Digest.String(), b.open)
 	if err != nil {
 		b.release()
 		return nil, b.fail(err)
@@ -50,7 +51,8 @@ func (c *Client) Fetch(ctx context.Context, l image.Layer) (io.ReadCloser, error
 // blobReader is a blob while it is downloaded.
 type blobReader struct {
 	ctx     context.Context //nolint:containedctx // of the one Fetch that this is the result of
-	s       *session
+	net     *wire.Net
+	s       *wire.Session
 	desc    ocispec.Descriptor
 	release func()
 
@@ -63,12 +65,12 @@ type blobReader struct {
 }
 
 func (b *blobReader) fail(err error) error {
-	return b.s.fail(b.ctx, "fetch layer "+b.desc.Digest.String(), err)
+	return b.s.Fail(b.ctx, "fetch layer "+b.desc.Digest.String(), err)
 }
 
 // open asks for the blob from offset on.
 func (b *blobReader) open(ctx context.Context) error {
-	req, err := request(ctx, http.MethodGet, b.s.url("/blobs/"+b.desc.Digest.String()))
+	req, err := wire.Request(ctx, http.MethodGet, b.s.URL("/blobs/"+b.desc.Digest.String()))
 	if err != nil {
 		return err
 	}
@@ -77,7 +79,7 @@ func (b *blobReader) open(ctx context.Context) error {
 		req.Header.Set("Range", fmt.Sprintf("bytes=%d-", b.offset))
 		ok = append(ok, http.StatusPartialContent)
 	}
-	resp, err := b.s.send(req, ok...)
+	resp, err := b.s.Send(req, ok...)
 	if err != nil {
 		return err
 	}
@@ -100,11 +102,11 @@ func (b *blobReader) checkLength(resp *http.Response) (skip int64, err error) {
 	if resp.StatusCode == http.StatusPartialContent {
 		var end int64
 		if _, err := fmt.Sscanf(resp.Header.Get("Content-Range"), "bytes %d-%d/", &start, &end); err != nil || start != b.offset {
-			return 0, permanent("asked for bytes from %d, the registry gave %q", b.offset, clean(resp.Header.Get("Content-Range")))
+			return 0, wire.Permanent("asked for bytes from %d, the registry gave %q", b.offset, wire.Clean(resp.Header.Get("Content-Range")))
 		}
 	}
 	if size >= 0 && start+size != b.desc.Size {
-		return 0, permanent("the blob has %d bytes, the manifest says %d", start+size, b.desc.Size)
+		return 0, wire.Permanent("the blob has %d bytes, the manifest says %d", start+size, b.desc.Size)
 	}
 	return b.offset - start, nil
 }
@@ -143,7 +145,7 @@ func (b *blobReader) Read(p []byte) (int, error) {
 // finish is io.EOF if everything is as it should be.
 func (b *blobReader) finish() error {
 	if got := digest.NewDigest(b.desc.Digest.Algorithm(), b.hash); got != b.desc.Digest {
-		return permanent("the blob has digest %s", got)
+		return wire.Permanent("the blob has digest %s", got)
 	}
 	return io.EOF
 }
@@ -164,7 +166,6 @@ func (b *blobReader) end(err error) error {
 // resume opens the blob again after why.
 func (b *blobReader) resume(why error) error {
 	_ = b.body.Close()
-	c := b.s.client
 	if b.offset-b.mark >= resumeProgress {
 		b.tries, b.mark = 0, b.offset
 	}
@@ -172,10 +173,10 @@ func (b *blobReader) resume(why error) error {
 		if b.ctx.Err() != nil {
 			return context.Cause(b.ctx)
 		}
-		if b.tries++; b.tries >= c.opts.Retry.Tries || !transient(why) {
+		if b.tries++; b.tries >= b.net.Tries() || !wire.Transient(why) {
 			return fmt.Errorf("after %d of %d bytes: %w", b.offset, b.desc.Size, why)
 		}
-		if err := c.pause(b.ctx, b.tries, 0, "resume blob "+b.desc.Digest.String(), why); err != nil {
+		if err := b.net.Pause(b.ctx, b.tries, 0, "resume blob "+b.desc.Digest.String(), why); err != nil {
 			return err
 		}
 		if why = b.open(b.ctx); why == nil {

@@ -3,7 +3,6 @@ package registry
 import (
 	"context"
 	"fmt"
-	"net/http"
 	"strings"
 
 	"github.com/kiln-build/kiln/internal/diag"
@@ -30,40 +29,16 @@ func (c *Client) Login(ctx context.Context, host, user, password string) (Stored
 	if err != nil {
 		return Stored{}, err
 	}
-	if t.name() != host { // "name/login" is one of Docker Hub's: the password must not go there
+	if t.repo.Name != host { // "name/login" is one of Docker Hub's: the password must not go there
 		return Stored{}, diag.New(diag.ExitUsage, "log in to %q: a registry's name has a dot or a port", host)
 	}
-	s := &session{
-		client: c, target: t, base: c.transport, opened: make(chan struct{}),
-		cred: auth.NewCredential(user, password, "this login"),
-	}
-	s.http = &http.Client{Transport: s, CheckRedirect: checkRedirect}
-	err = c.retry(ctx, "log in to "+t.host, s.open)
-	if err == nil {
-		err = c.retry(ctx, "log in to "+t.host, s.check)
-	}
+	s, err := c.net.OpenAs(ctx, t.repo, auth.NewCredential(user, password, "this login"))
 	if err != nil {
-		return Stored{}, s.fail(ctx, fmt.Sprintf("log in to %q", host), err)
+		return Stored{}, s.Fail(ctx, fmt.Sprintf("log in to %q", host), err)
 	}
 	var w Stored
 	w.Path, w.Plain, err = auth.Store(ctx, host, user, password)
 	return w, err
-}
-
-// check asks for something that needs the credential, if anything does.
-func (s *session) check(ctx context.Context) error {
-	u := s.url("")
-	u.Path = "/v2/"
-	req, err := request(ctx, http.MethodGet, u)
-	if err != nil {
-		return err
-	}
-	resp, err := s.send(req, http.StatusOK)
-	if err != nil {
-		return err
-	}
-	drain(resp)
-	return nil
 }
 
 // Logout forgets what Login kept for host; found is false if there was nothing.

@@ -7,6 +7,7 @@ import (
 	"sort"
 
 	"github.com/containerd/platforms"
+	"github.com/kiln-build/kiln/internal/registry/wire"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
@@ -55,10 +56,10 @@ func parseDocument(raw []byte, contentType string) (*document, string, error) {
 	}
 	var d document
 	if err := json.Unmarshal(raw, &d); err != nil {
-		if looksLikeHTML(raw) {
-			return nil, "", permanent("the answer is a web page, not a manifest")
+		if wire.IsHTML(raw) {
+			return nil, "", wire.Permanent("the answer is a web page, not a manifest")
 		}
-		return nil, "", permanent("the manifest is not valid JSON: %w", err)
+		return nil, "", wire.Permanent("the manifest is not valid JSON: %w", err)
 	}
 	if d.SchemaVersion == 1 || d.FSLayers != nil {
 		return nil, "", errSchema1
@@ -72,18 +73,18 @@ func parseDocument(raw []byte, contentType string) (*document, string, error) {
 	case mt == "":
 		mt = ocispec.MediaTypeImageManifest
 	case (isIndex(declared) || isManifest(declared)) && declared != mt:
-		return nil, "", permanent("the manifest says it is %q, the registry %q", clean(mt), declared)
+		return nil, "", wire.Permanent("the manifest says it is %q, the registry %q", wire.Clean(mt), declared)
 	}
 	switch {
 	case isIndex(mt) && (d.Layers != nil || d.Config.Digest != ""), isManifest(mt) && d.Manifests != nil:
-		return nil, "", permanent("the manifest is an image and an index at once")
+		return nil, "", wire.Permanent("the manifest is an image and an index at once")
 	case !isIndex(mt) && !isManifest(mt):
-		return nil, "", permanent("the manifest is of type %q, which is not an image", clean(mt))
+		return nil, "", wire.Permanent("the manifest is of type %q, which is not an image", wire.Clean(mt))
 	}
 	return &d, mt, d.check()
 }
 
-var errSchema1 = permanent("the image's manifest is of docker's schema 1, which ended with docker 29; push the image anew")
+var errSchema1 = wire.Permanent("the image's manifest is of docker's schema 1, which ended with docker 29; push the image anew")
 
 func (d *document) check() error {
 	all := append(append([]ocispec.Descriptor{}, d.Layers...), d.Manifests...)
@@ -92,10 +93,10 @@ func (d *document) check() error {
 	}
 	for _, desc := range all {
 		if err := desc.Digest.Validate(); err != nil {
-			return permanent("the manifest has the digest %q: %w", clean(string(desc.Digest)), err)
+			return wire.Permanent("the manifest has the digest %q: %w", wire.Clean(string(desc.Digest)), err)
 		}
 		if desc.Size < 0 {
-			return permanent("the manifest gives %s the size %d", desc.Digest, desc.Size)
+			return wire.Permanent("the manifest gives %s the size %d", desc.Digest, desc.Size)
 		}
 	}
 	return nil
@@ -127,7 +128,7 @@ func offered(manifests []ocispec.Descriptor) string {
 		if d.Platform == nil || d.Platform.OS == "unknown" {
 			continue
 		}
-		s := clean(platforms.FormatAll(*d.Platform))
+		s := wire.Clean(platforms.FormatAll(*d.Platform))
 		if seen[s] || len(seen) >= 20 {
 			continue
 		}
@@ -156,18 +157,18 @@ func parseConfig(raw []byte, d *document) (*config, error) {
 	switch d.Config.MediaType {
 	case ocispec.MediaTypeImageConfig, dockerConfig, "":
 	default:
-		return nil, permanent("it is not a container image but %q", clean(d.Config.MediaType))
+		return nil, wire.Permanent("it is not a container image but %q", wire.Clean(d.Config.MediaType))
 	}
 	var c config
 	if err := json.Unmarshal(raw, &c); err != nil {
-		return nil, permanent("the image's config is not valid JSON: %w", err)
+		return nil, wire.Permanent("the image's config is not valid JSON: %w", err)
 	}
 	if len(c.RootFS.DiffIDs) != len(d.Layers) {
-		return nil, permanent("the image has %d layers, but its config %d", len(d.Layers), len(c.RootFS.DiffIDs))
+		return nil, wire.Permanent("the image has %d layers, but its config %d", len(d.Layers), len(c.RootFS.DiffIDs))
 	}
 	for _, id := range c.RootFS.DiffIDs {
 		if err := id.Validate(); err != nil {
-			return nil, permanent("the image's config has the layer %q: %w", clean(string(id)), err)
+			return nil, wire.Permanent("the image's config has the layer %q: %w", wire.Clean(string(id)), err)
 		}
 	}
 	return &c, nil
@@ -176,10 +177,10 @@ func parseConfig(raw []byte, d *document) (*config, error) {
 // verify checks bytes against a digest, which may be of any known algorithm.
 func verify(raw []byte, want digest.Digest) error {
 	if err := want.Validate(); err != nil {
-		return permanent("digest %q: %w", clean(string(want)), err)
+		return wire.Permanent("digest %q: %w", wire.Clean(string(want)), err)
 	}
 	if got := want.Algorithm().FromBytes(raw); got != want {
-		return permanent("the content has digest %s, not %s", got, want)
+		return wire.Permanent("the content has digest %s, not %s", got, want)
 	}
 	return nil
 }

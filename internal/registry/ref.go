@@ -4,8 +4,8 @@ import (
 	"strings"
 
 	"github.com/distribution/reference"
-	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/kiln-build/kiln/internal/diag"
+	"github.com/kiln-build/kiln/internal/registry/wire"
 	"github.com/opencontainers/go-digest"
 )
 
@@ -61,8 +61,7 @@ func parseRef(s string) (reference.Named, error) {
 // target is where in which registry something is: a reference, taken apart.
 type target struct {
 	named reference.Named
-	host  string // as the API is reached: registry-1.docker.io for docker.io
-	path  string // repository within the registry
+	repo  wire.Repository
 	// tag or digest, of which the digest counts.
 	tag    string
 	digest digest.Digest
@@ -73,9 +72,10 @@ func parseTarget(ref string) (target, error) {
 	if err != nil {
 		return target{}, err
 	}
-	t := target{named: n, host: reference.Domain(n), path: reference.Path(n)}
-	if t.host == "docker.io" {
-		t.host = hubHost
+	domain := reference.Domain(n)
+	t := target{named: n, repo: wire.Repository{Host: domain, Name: domain, Path: reference.Path(n)}}
+	if domain == "docker.io" {
+		t.repo.Host = hubHost
 	}
 	if tagged, ok := n.(reference.Tagged); ok {
 		t.tag = tagged.Tag()
@@ -92,19 +92,4 @@ func (t target) id() string {
 		return t.digest.String()
 	}
 	return t.tag
-}
-
-// name of the registry, as people know it.
-func (t target) name() string { return reference.Domain(t.named) }
-
-// scope for a bearer token.
-func (t target) scope(actions string) string { return "repository:" + t.path + ":" + actions }
-
-// resource is t as keychains want it.
-func (t target) resource() (name.Repository, error) {
-	reg, err := name.NewRegistry(t.host)
-	if err != nil {
-		return name.Repository{}, diag.New(diag.ExitUsage, "image name %q: %w", t.named, err)
-	}
-	return reg.Repo(t.path), nil
 }

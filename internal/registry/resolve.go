@@ -11,6 +11,7 @@ import (
 	"github.com/containerd/platforms"
 	"github.com/kiln-build/kiln/internal/diag"
 	"github.com/kiln-build/kiln/internal/image"
+	"github.com/kiln-build/kiln/internal/registry/wire"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
@@ -36,28 +37,40 @@ func (c *Client) Resolve(ctx context.Context, ref string, platform ocispec.Platf
 	if err != nil {
 		return nil, err
 	}
-	s, err := c.session(ctx, t, "pull")
+	s, err := c.pull(ctx, t)
 	what := fmt.Sprintf("resolve image %q", t.named)
 	if err != nil {
-		return nil, s.fail(ctx, what, err)
+		return nil, s.Fail(ctx, what, err)
 	}
 	raw, desc, err := s.manifest(ctx, t.id(), t.digest)
 	if err != nil {
-		return nil, s.fail(ctx, what, err)
+		return nil, s.Fail(ctx, what, err)
 	}
-	r := &resolver{s: s, platform: platform, top: desc.Digest}
+	r := &resolver{s: s, platform: platform, origin: t.named.Name()}
 	img, err := r.image(ctx, raw, desc, 0)
 	if err != nil {
-		return nil, s.fail(ctx, what, err)
+		return nil, s.Fail(ctx, what, err)
 	}
 	img.Ref, img.Digest = t.named.String(), desc.Digest
 	return img, nil
 }
 
+// session is one for pulling, which knows manifests.
+type session struct {
+	*wire.Session
+	net *wire.Net
+}
+
+// pull opens a session; its Fail works even if that failed.
+func (c *Client) pull(ctx context.Context, t target) (*session, error) {
+	s, err := c.net.Open(ctx, t.repo, "pull")
+	return &session{Session: s, net: c.net}, err
+}
+
 type resolver struct {
 	s        *session
 	platform ocispec.Platform
-	top      digest.Digest
+	origin   string // of the layers
 }
 
 var errNoPlatform = errors.New("no image for this platform")
@@ -73,7 +86,7 @@ func (r *resolver) image(ctx context.Context, raw []byte, desc ocispec.Descripto
 		return r.leaf(ctx, raw, desc, doc)
 	}
 	if depth >= maxNested {
-		return nil, permanent("more than %d indexes inside each other", maxNested)
+		return nil, wire.Permanent("more than %d indexes inside each other", maxNested)
 	}
 	unnamed := 0
 	for _, d := range choose(doc.Manifests, r.platform) {
@@ -87,7 +100,7 @@ func (r *resolver) image(ctx context.Context, raw []byte, desc ocispec.Descripto
 			return nil, err
 		}
 		if got.Size != d.Size {
-			return nil, permanent("manifest %s has %d bytes, the index says %d", d.Digest, got.Size, d.Size)
+			return nil, wire.Permanent("manifest %s has %d bytes, the index says %d", d.Digest, got.Size, d.Size)
 		}
 		if d.MediaType != "" {
 			got.MediaType = d.MediaType // the index is verified, the header is not
@@ -112,10 +125,10 @@ func (r *resolver) image(ctx context.Context, raw []byte, desc ocispec.Descripto
 // leaf is the image that a manifest describes.
 func (r *resolver) leaf(ctx context.Context, raw []byte, desc ocispec.Descriptor, doc *document) (*image.Image, error) {
 	if doc.Config.Size > maxConfig {
-		return nil, permanent("the image's config has %d bytes, more than %d", doc.Config.Size, maxConfig)
+		return nil, wire.Permanent("the image's config has %d bytes, more than %d", doc.Config.Size, maxConfig)
 	}
 	var rawConfig []byte
-	err := r.s.client.retry(ctx, "get config", func(ctx context.Context) (err error) {
+	err := r.s.net.Retry(ctx, "get config", func(ctx context.Context) (err error) {
 		rawConfig, err = r.s.small(ctx, doc.Config)
 		return err
 	})
@@ -132,7 +145,7 @@ func (r *resolver) leaf(ctx context.Context, raw []byte, desc ocispec.Descriptor
 		img.Layers = append(img.Layers, image.Layer{
 			DiffID: cfg.RootFS.DiffIDs[i],
 			Blob:   l,
-			Origin: r.s.target.named.Name(),
+			Origin: r.origin,
 		})
 	}
 	return img, nil
@@ -140,17 +153,17 @@ func (r *resolver) leaf(ctx context.Context, raw []byte, desc ocispec.Descriptor
 
 // manifest gets a manifest by tag or digest, verified, with want if that is given.
 func (s *session) manifest(ctx context.Context, id string, want digest.Digest) (raw []byte, desc ocispec.Descriptor, err error) {
-	err = s.client.retry(ctx, "get manifest "+id, func(ctx context.Context) error {
-		req, err := request(ctx, http.MethodGet, s.url("/manifests/"+id))
+	err = s.net.Retry(ctx, "get manifest "+id, func(ctx context.Context) error {
+		req, err := wire.Request(ctx, http.MethodGet, s.URL("/manifests/"+id))
 		if err != nil {
 			return err
 		}
 		req.Header.Set("Accept", accepted)
-		resp, err := s.send(req, http.StatusOK)
+		resp, err := s.Send(req, http.StatusOK)
 		if err != nil {
 			return err
 		}
-		defer drain(resp)
+		defer wire.Drain(resp)
 		if raw, err = readAll(resp, maxManifest, "manifest"); err != nil {
 			return err
 		}
@@ -167,7 +180,7 @@ func manifestDigest(raw []byte, want digest.Digest, h http.Header) (digest.Diges
 	claimed := digest.Digest(h.Get("Docker-Content-Digest"))
 	if want != "" {
 		if claimed != "" && claimed != want && claimed.Algorithm() == want.Algorithm() {
-			return "", permanent("asked for %s, the registry claims to give %s", want, clean(string(claimed)))
+			return "", wire.Permanent("asked for %s, the registry claims to give %s", want, wire.Clean(string(claimed)))
 		}
 		return want, verify(raw, want)
 	}
@@ -188,14 +201,14 @@ func contentIsSchema1(contentType string) bool {
 // must be what comes.
 func readAll(resp *http.Response, limit int64, what string) ([]byte, error) {
 	if resp.ContentLength > limit {
-		return nil, permanent("the %s has %d bytes, more than %d", what, resp.ContentLength, limit)
+		return nil, wire.Permanent("the %s has %d bytes, more than %d", what, resp.ContentLength, limit)
 	}
 	raw, err := io.ReadAll(io.LimitReader(resp.Body, limit+1))
 	if err != nil {
 		return nil, fmt.Errorf("read the %s: %w", what, err)
 	}
 	if int64(len(raw)) > limit {
-		return nil, permanent("the %s has more than %d bytes", what, limit)
+		return nil, wire.Permanent("the %s has more than %d bytes", what, limit)
 	}
 	return raw, nil
 }
@@ -205,21 +218,21 @@ func (s *session) small(ctx context.Context, desc ocispec.Descriptor) ([]byte, e
 	if len(desc.Data) > 0 && int64(len(desc.Data)) == desc.Size && verify(desc.Data, desc.Digest) == nil {
 		return desc.Data, nil
 	}
-	req, err := request(ctx, http.MethodGet, s.url("/blobs/"+desc.Digest.String()))
+	req, err := wire.Request(ctx, http.MethodGet, s.URL("/blobs/"+desc.Digest.String()))
 	if err != nil {
 		return nil, err
 	}
-	resp, err := s.send(req, http.StatusOK)
+	resp, err := s.Send(req, http.StatusOK)
 	if err != nil {
 		return nil, err
 	}
-	defer drain(resp)
+	defer wire.Drain(resp)
 	raw, err := readAll(resp, desc.Size, "blob "+desc.Digest.String())
 	if err != nil {
 		return nil, err
 	}
 	if int64(len(raw)) < desc.Size {
-		return nil, permanent("blob %s has %d bytes, the manifest says %d", desc.Digest, len(raw), desc.Size)
+		return nil, wire.Permanent("blob %s has %d bytes, the manifest says %d", desc.Digest, len(raw), desc.Size)
 	}
 	return raw, verify(raw, desc.Digest)
 }
@@ -232,19 +245,19 @@ func (c *Client) Digest(ctx context.Context, ref string) (ocispec.Descriptor, er
 		return ocispec.Descriptor{}, err
 	}
 	what := fmt.Sprintf("look up image %q", t.named)
-	s, err := c.session(ctx, t, "pull")
+	s, err := c.pull(ctx, t)
 	if err != nil {
-		return ocispec.Descriptor{}, s.fail(ctx, what, err)
+		return ocispec.Descriptor{}, s.Fail(ctx, what, err)
 	}
 	if desc, ok := s.head(ctx, t); ok {
 		return desc, nil
 	}
 	raw, desc, err := s.manifest(ctx, t.id(), t.digest)
 	if err != nil {
-		return ocispec.Descriptor{}, s.fail(ctx, what, err)
+		return ocispec.Descriptor{}, s.Fail(ctx, what, err)
 	}
 	if _, desc.MediaType, err = parseDocument(raw, desc.MediaType); err != nil {
-		return ocispec.Descriptor{}, s.fail(ctx, what, err)
+		return ocispec.Descriptor{}, s.Fail(ctx, what, err)
 	}
 	return desc, nil
 }
@@ -252,16 +265,16 @@ func (c *Client) Digest(ctx context.Context, ref string) (ocispec.Descriptor, er
 // head asks for a manifest's headers; ok is false if they are not enough, for
 // whatever reason: GET tells more.
 func (s *session) head(ctx context.Context, t target) (desc ocispec.Descriptor, ok bool) {
-	req, err := request(ctx, http.MethodHead, s.url("/manifests/"+t.id()))
+	req, err := wire.Request(ctx, http.MethodHead, s.URL("/manifests/"+t.id()))
 	if err != nil {
 		return desc, false
 	}
 	req.Header.Set("Accept", accepted)
-	resp, err := s.send(req, http.StatusOK)
+	resp, err := s.Send(req, http.StatusOK)
 	if err != nil {
 		return desc, false
 	}
-	defer drain(resp)
+	defer wire.Drain(resp)
 	desc = ocispec.Descriptor{
 		MediaType: resp.Header.Get("Content-Type"),
 		Digest:    digest.Digest(resp.Header.Get("Docker-Content-Digest")),

@@ -58,6 +58,27 @@ type Config struct {
 	// layer: absolute path → content. The engine gives /etc/resolv.conf,
 	// /etc/hosts and /etc/hostname.
 	Files map[string][]byte
+	// Mounts are shown over the image's files to every process of the session.
+	// Neither what is written there nor a mount point that the image lacks is
+	// ever part of a layer. Of two at one place the last is seen; one above
+	// another may be given in any order.
+	Mounts []Mount
+}
+
+// Mount is a file or directory of other layers than the session's, or an empty
+// directory.
+type Mount struct {
+	// Dest is an absolute path; symbolic links in it are followed within the image.
+	Dest string
+	// Layers are paths of layer files, the bottom first. None: an empty directory in memory.
+	Layers []string
+	// Source is a path, as tree.Tree has them, in the merged Layers; it may be
+	// a file's. Symbolic links are followed within them.
+	Source string
+	// Writable: each process may change what it sees; its changes end with it.
+	Writable bool
+	// Size bounds an empty directory, in bytes; 0: half of the memory.
+	Size int64
 }
 
 // Process is one command.

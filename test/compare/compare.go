@@ -173,7 +173,8 @@ func (r *Report) layers(a, b []*layerEntries, o Options) {
 }
 
 // contents names what a layer adds and removes, but for directories: whether a
-// layer repeats the parents of what it changes is nobody's business.
+// layer repeats the parents of what it changes is nobody's business, nor whether
+// it removes by a whiteout for each name or by one for all.
 func (e *layerEntries) contents() map[string]string {
 	m := map[string]string{}
 	for _, p := range e.order {
@@ -181,7 +182,7 @@ func (e *layerEntries) contents() map[string]string {
 			m[p] = "there"
 		}
 	}
-	for _, p := range e.removed {
+	for _, p := range e.gone {
 		m["removed "+p] = "there"
 	}
 	return m

@@ -183,6 +183,16 @@ func TestLayerContents(t *testing.T) {
 	if !slices.Equal(got, []string{"layer 1: /a"}) {
 		t.Errorf("%q", got)
 	}
+	lower := []e{dir("d"), file("d/x", ""), file("d/y", "")}
+	opaque := imageOf(t, lower, []e{dir("d"), file("d/.wh..wh..opq", "")})
+	each := imageOf(t, lower, []e{dir("d"), file("d/.wh.x", ""), file("d/.wh.y", "")})
+	if got := diffs(t, opaque, each, Options{Layers: true}); got != nil {
+		t.Errorf("two ways of removing the same: %q", got)
+	}
+	one := imageOf(t, lower, []e{dir("d"), file("d/.wh.x", "")}, nil)
+	if got := diffs(t, each, one, Options{Layers: true}); !slices.Contains(got, "layer 1: removed /d/y") {
+		t.Errorf("%q", got)
+	}
 }
 
 func TestProblems(t *testing.T) {

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"io"
+	"maps"
 	"path"
 	"slices"
 	"strings"
@@ -39,6 +40,7 @@ type layerEntries struct {
 	removed  []string          // whiteouts
 	opaque   []string
 	problems []string
+	gone     []string // paths of the tree below that the layer makes vanish, by whatever means
 }
 
 const paxXattr = "SCHILY.xattr."
@@ -219,7 +221,14 @@ func flatten(img v1.Image) (tree, []*layerEntries, []string, error) {
 		if err != nil {
 			return nil, nil, nil, fmt.Errorf("layer %d: %w", i, err)
 		}
-		for _, p := range t.apply(e) {
+		before := slices.Collect(maps.Keys(t))
+		odd := t.apply(e)
+		for _, p := range before {
+			if _, ok := t[p]; !ok {
+				e.gone = append(e.gone, p)
+			}
+		}
+		for _, p := range odd {
 			problems = append(problems, fmt.Sprintf("layer %d: %s", i, p))
 		}
 		all = append(all, e)

@@ -7,7 +7,6 @@ package kilnrun
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -32,6 +31,9 @@ type Runner struct {
 	Work string
 	// Env is its whole environment but for PATH.
 	Env []string
+
+	// Deadly makes any attempt at a namespace, mount or chroot kill the process that makes it.
+	Deadly bool
 
 	unpriv string // the program that takes privileges away; "" when not root
 }
@@ -73,6 +75,9 @@ func (r *Runner) Command(ctx context.Context, args ...string) *exec.Cmd {
 	argv := append([]string{r.Bin, args[0], "--root", r.Store()}, args[1:]...)
 	if r.unpriv != "" {
 		pre := []string{r.unpriv, "-ro", "-rw", r.Work, "-dir", r.Work}
+		if r.Deadly {
+			pre = append(pre, "-deadly")
+		}
 		for _, e := range r.Env {
 			pre = append(pre, "-env", e)
 		}
@@ -184,6 +189,6 @@ func (b *Bed) TryBuild(t *testing.T, context, name string, args ...string) (ref,
 	if err != nil {
 		t.Fatalf("run kiln: %v\n%s", err, out)
 	}
-	t.Log(fmt.Sprintf("built %s in %.2f s", name, time.Since(start).Seconds()))
+	t.Logf("built %s in %.2f s", name, time.Since(start).Seconds())
 	return ref, out, code
 }

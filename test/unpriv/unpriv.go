@@ -23,8 +23,11 @@ type Options struct {
 	// and /proc. It takes root.
 	ReadOnly bool
 	Writable []string
-	Dir      string
-	Env      []string // the whole environment
+	// Deadly kills a process (SIGSYS) that as much as tries to make a namespace,
+	// to mount or to chroot, where the profile alone would refuse.
+	Deadly bool
+	Dir    string
+	Env    []string // the whole environment
 }
 
 // Exec gives up every privilege and becomes argv; it returns only if it fails,
@@ -66,11 +69,27 @@ func Exec(o Options, argv []string) error {
 	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
 		return fmt.Errorf("set no_new_privs: %w", err)
 	}
+	if o.Deadly {
+		deadly, err := deadlyFilter()
+		if err != nil {
+			return err
+		}
+		if err := load(deadly); err != nil {
+			return err
+		}
+	}
+	if err := load(filter); err != nil {
+		return err
+	}
+	return fmt.Errorf("run %q: %w", path, unix.Exec(path, argv, o.Env))
+}
+
+func load(filter []unix.SockFilter) error {
 	prog := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
 	if _, _, e := unix.RawSyscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, 0, uintptr(unsafe.Pointer(&prog))); e != 0 {
 		return fmt.Errorf("load seccomp filter: %w", e)
 	}
-	return fmt.Errorf("run %q: %w", path, unix.Exec(path, argv, o.Env))
+	return nil
 }
 
 // lookPath finds a program by the PATH that it will have.

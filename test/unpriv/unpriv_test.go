@@ -31,6 +31,10 @@ func TestMain(m *testing.M) {
 		}
 		fmt.Println("holds")
 		os.Exit(0)
+	case "deadly":
+		o := Options{UID: 65532, GID: 65532, Deadly: true, Env: []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"}}
+		fmt.Println(Exec(o, append([]string{"sh", "-c"}, os.Args[1:]...)))
+		os.Exit(125)
 	case "readonly":
 		o := Options{UID: 65532, GID: 65532, ReadOnly: true, Writable: []string{os.Args[1]}, Env: []string{"PATH=/usr/bin:/bin"}}
 		fmt.Println(Exec(o, append([]string{"sh", "-c"}, os.Args[2:]...)))
@@ -102,6 +106,18 @@ func TestReadOnlyView(t *testing.T) {
 	}
 	if _, err := os.Stat(filepath.Join(ro, "a")); err == nil {
 		t.Fatal("a file was written in the read-only view")
+	}
+}
+
+func TestDeadly(t *testing.T) {
+	for script, want := range map[string]bool{"id -u; true": true, "unshare -U true": false, "chroot / true": false, "(true); echo $(echo x)": true} {
+		out, err := self(t, "deadly", "("+script+") || exit $?")
+		if (err == nil) != want {
+			t.Errorf("%s: %v\n%s", script, err, out)
+		}
+		if !want && !strings.Contains(err.Error(), "159") { // 128 + SIGSYS
+			t.Errorf("%s: %v, not killed by SIGSYS\n%s", script, err, out)
+		}
 	}
 }
 

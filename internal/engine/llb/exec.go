@@ -2,7 +2,6 @@ package llb
 
 import (
 	"errors"
-	"fmt"
 	"strings"
 
 	"github.com/moby/buildkit/solver/pb"
@@ -19,12 +18,13 @@ func exec(e *pb.ExecOp, raw *pb.Op, op *engine.Op) (engine.Operation, error) {
 	if err := supported(e); err != nil {
 		return nil, err
 	}
-	if err := root(e, len(raw.Inputs)); err != nil {
+	mounts, err := mounts(e, op)
+	if err != nil {
 		return nil, err
 	}
 	x := &engine.Exec{
 		Args: m.Args, Env: m.Env, Cwd: m.Cwd, User: m.User, Hostname: m.Hostname,
-		NoNetwork: e.Network == pb.NetMode_NONE, Platform: platform(raw.Platform), Proxy: proxy(m.ProxyEnv),
+		NoNetwork: e.Network == pb.NetMode_NONE, Platform: platform(raw.Platform), Proxy: proxy(m.ProxyEnv), Mounts: mounts,
 	}
 	if x.Cwd == "" {
 		x.Cwd = "/"
@@ -54,32 +54,6 @@ func supported(e *pb.ExecOp) error {
 	}
 	if e.Meta.CgroupParent != "" {
 		return errors.New("--cgroup-parent is not supported: steps have no control group of their own")
-	}
-	return nil
-}
-
-// root checks that the one mount is the root file system: the step's input, or
-// an empty one if it has none.
-func root(e *pb.ExecOp, inputs int) error {
-	var root *pb.Mount
-	for _, m := range e.Mounts {
-		if m.GetDest() != "/" || m.MountType != pb.MountType_BIND {
-			return fmt.Errorf("RUN --mount=type=%s (at %s) is not supported yet", strings.ToLower(m.GetMountType().String()), m.GetDest())
-		}
-		if root != nil {
-			return errors.New("a RUN step with several root file systems")
-		}
-		root = m
-	}
-	switch {
-	case root == nil:
-		return errors.New("a RUN step without a root file system")
-	case root.Selector != "" || root.Readonly || root.Output != 0:
-		return errors.New("a root file system that is read-only or a part of another is not supported")
-	case inputs > 1:
-		return errors.New("a RUN step with several file systems is not supported")
-	case inputs == 1 && root.Input != 0, inputs == 0 && root.Input != int64(pb.Empty):
-		return fmt.Errorf("a RUN step whose root file system is input %d, which there is not", root.Input)
 	}
 	return nil
 }

@@ -109,6 +109,10 @@ func (s *Sandbox) Probe(ctx context.Context) (Info, error) {
 // session finds out which, by a self-test as the last part of its boot; the
 // others wait for it.
 func (s *Sandbox) startChosen(ctx context.Context, c sandbox.Config) (*session, error) {
+	if withCgo {
+		return nil, diag.New(diag.ExitSandbox, "this program was built with cgo, with which gVisor cannot run").
+			WithHint("Build it with CGO_ENABLED=0.")
+	}
 	s.mu.Lock()
 	if info := s.info; info != nil {
 		s.mu.Unlock()

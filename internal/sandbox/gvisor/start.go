@@ -44,7 +44,8 @@ func (s *Sandbox) start(ctx context.Context, platform string, c sandbox.Config, 
 		return nil, fmt.Errorf("start sandbox: %w", err)
 	}
 	files = append(files, upper)
-	for _, l := range c.Layers {
+	config := wireConfig(platform, c)
+	for _, l := range slices.Concat(c.Layers, addMounts(&config, c)) {
 		f, err := os.Open(l)
 		if err != nil {
 			control.Close()
@@ -62,7 +63,6 @@ func (s *Sandbox) start(ctx context.Context, platform string, c sandbox.Config, 
 		control.Close()
 		return nil, fmt.Errorf("start sandbox: %w", err)
 	}
-	config := wireConfig(platform, c)
 	config.SelfTest = selfTest
 	config.Debug = s.opts.DebugLog != nil
 	if err := sess.boot(ctx, config); err != nil {
@@ -82,6 +82,30 @@ func wireConfig(platform string, c sandbox.Config) wire.Config {
 	}
 	slices.SortFunc(w.Files, func(a, b wire.File) int { return slices.Compare(a.Path, b.Path) })
 	return w
+}
+
+// addMounts adds c's mounts to w, and returns the layer files that are needed
+// for them besides those of the root. None is opened twice.
+func addMounts(w *wire.Config, c sandbox.Config) (others []string) {
+	number := map[string]int{}
+	for i, l := range c.Layers {
+		number[l] = i
+	}
+	for _, m := range c.Mounts {
+		x := wire.Mount{Dest: wire.Text(m.Dest), Source: wire.Text(m.Source), Writable: m.Writable, Size: m.Size}
+		for _, l := range m.Layers {
+			n, ok := number[l]
+			if !ok {
+				n = len(c.Layers) + len(others)
+				number[l] = n
+				others = append(others, l)
+			}
+			x.Layers = append(x.Layers, n)
+		}
+		w.Mounts = append(w.Mounts, x)
+	}
+	w.Others = len(others)
+	return others
 }
 
 // socketPair makes the control socket. Our end is for Go's poller, so that

@@ -16,6 +16,7 @@ import (
 	"os"
 	"strings"
 
+	"github.com/kiln-build/kiln/internal/decompress"
 	"github.com/kiln-build/kiln/internal/layer"
 	"github.com/kiln-build/kiln/internal/tree"
 )
@@ -26,7 +27,7 @@ type Tree struct{ r *layer.Reader }
 // Read reads an archive, compressed or not, to its end. dir is where its
 // content is kept, in a file that needs no removal: it has no name any more.
 func Read(ctx context.Context, r io.Reader, dir string, lim layer.Limits) (_ *Tree, err error) {
-	z, err := Decompress(r)
+	z, err := decompress.New(r)
 	if err != nil {
 		return nil, err
 	}

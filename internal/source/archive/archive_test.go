@@ -267,26 +267,3 @@ func TestCancelled(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
-
-func FuzzDecompress(f *testing.F) {
-	plain := mkTar(f, tar.Header{Name: "x"})
-	f.Add(plain)
-	for _, args := range [][]string{{"gzip", "-c"}, {"bzip2", "-c"}, {"xz", "-c"}, {"xz", "-c", "--check=sha256"}, {"zstd", "-c"}} {
-		cmd := exec.Command(args[0], args[1:]...)
-		cmd.Stdin = bytes.NewReader(plain)
-		if out, err := cmd.Output(); err == nil {
-			f.Add(out)
-		}
-	}
-	f.Fuzz(func(t *testing.T, b []byte) {
-		r, err := Decompress(bytes.NewReader(b))
-		if err != nil {
-			return
-		}
-		defer r.Close()
-		_, err = io.Copy(io.Discard, io.LimitReader(r, 1<<20))
-		if err != nil && strings.Contains(err.Error(), "runtime error") {
-			t.Fatal(err)
-		}
-	})
-}

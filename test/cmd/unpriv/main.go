@@ -35,6 +35,7 @@ func run() error {
 		o.Env = append(o.Env, s)
 		return nil
 	})
+	flag.BoolVar(&o.Deadly, "deadly", false, "kill a process that tries to make a namespace, mount or chroot, instead of refusing")
 	check := flag.Bool("check", false, "assert that what is meant to be refused is refused")
 	assert := flag.String("assert", "", "assert it of this process, with a scratch `directory`, which is removed")
 	flag.Parse()

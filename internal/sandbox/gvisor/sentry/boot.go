@@ -56,6 +56,9 @@ type guest struct {
 	root   *auth.Credentials // all-powerful, for our own doings
 	upper  *pgalloc.MemoryFile
 	lowers []*vfs.Mount // topmost first
+	empty  []*vfs.Mount // below every stack of layers: an overlay wants two lowers
+	layers []*vfs.Mount // of all layer files, by number
+	stacks []*vfs.Mount // of the session's mounts, merged; nil for a tmpfs
 }
 
 // platformError is a failure to boot that another platform might not have.

@@ -23,38 +23,67 @@ func (g *guest) mountLayers() error {
 		if err != nil {
 			return err
 		}
-		g.lowers = append(g.lowers, m)
+		g.empty = append(g.empty, m)
 	}
-	for i := range g.config.Layers {
+	for i := range g.config.Layers + g.config.Others {
 		m, err := g.mountLayer(wire.FDLayers + i)
 		if err != nil {
 			return fmt.Errorf("mount layer %d: %w", i, err)
 		}
-		if err := g.addLower(m); err != nil {
-			return err
-		}
+		g.layers = append(g.layers, m)
 	}
-	return nil
+	root := make([]int, g.config.Layers)
+	for i := range root {
+		root[i] = i
+	}
+	var err error
+	if g.lowers, err = g.stack(root); err != nil {
+		return err
+	}
+	return g.stackMounts()
 }
 
-// addLower puts m on top of the lower layers, taking over its reference.
-func (g *guest) addLower(m *vfs.Mount) error {
-	g.lowers = append([]*vfs.Mount{m}, g.lowers...)
-	if len(g.lowers) <= maxLowers {
-		return nil
+// stack is a stack of layer files, for an overlay.
+func (g *guest) stack(numbers []int) (lowers []*vfs.Mount, err error) {
+	for _, m := range g.empty {
+		m.IncRef()
+		lowers = append(lowers, m)
+	}
+	for _, n := range numbers {
+		if n < 0 || n >= len(g.layers) {
+			return nil, fmt.Errorf("there is no layer %d", n)
+		}
+		g.layers[n].IncRef()
+		if lowers, err = g.push(lowers, g.layers[n]); err != nil {
+			return nil, err
+		}
+	}
+	return lowers, nil
+}
+
+// push puts m on top of lowers, taking over its reference.
+func (g *guest) push(lowers []*vfs.Mount, m *vfs.Mount) ([]*vfs.Mount, error) {
+	lowers = append([]*vfs.Mount{m}, lowers...)
+	if len(lowers) <= maxLowers {
+		return lowers, nil
 	}
 	// Whiteouts and opaque directories keep their meaning, as what they hide
 	// can only be below them.
-	n := len(g.lowers) - maxLowers/2
-	below, err := g.mountBelow(g.lowers[n:])
+	n := len(lowers) - maxLowers/2
+	below, err := g.mountBelow(lowers[n:])
 	if err != nil {
-		return err
+		return nil, err
 	}
-	for _, l := range g.lowers[n:] {
+	for _, l := range lowers[n:] {
 		l.DecRef(g.ctx) // the overlay has its own
 	}
-	g.lowers = append(g.lowers[:n:n], below)
-	return nil
+	return append(lowers[:n:n], below), nil
+}
+
+// addLower makes m the top of the session's layers, taking over its reference.
+func (g *guest) addLower(m *vfs.Mount) (err error) {
+	g.lowers, err = g.push(g.lowers, m)
+	return err
 }
 
 // mountBelow merges lower layers for looking at.

@@ -20,10 +20,15 @@ type mountPoint struct {
 	wanted string // as asked for
 	path   string // with symbolic links resolved, within the image
 	dir    bool
-	// content is what a file shows.
+	// content is what a supplied file shows.
 	content []byte
+	// bind: it is for one of the session's own mounts.
+	bind bool
 	// have is how many components of path the image has.
 	have int
+	// nested: it is in what will be mounted on an earlier point, so that it is
+	// looked for, and made, when that is there.
+	nested bool
 }
 
 func (p mountPoint) components() []string {
@@ -33,8 +38,9 @@ func (p mountPoint) components() []string {
 // prefix is the first n components of the path.
 func (p mountPoint) prefix(n int) string { return "/" + path.Join(p.components()[:n]...) }
 
-// resolvePoints finds the places for all that is mounted.
-func (g *guest) resolvePoints(below vfs.VirtualDentry) ([]mountPoint, error) {
+// resolvePoints finds the places for all that is mounted, in the order in which
+// it will be.
+func (g *guest) resolvePoints(below vfs.VirtualDentry, binds []bind) ([]mountPoint, error) {
 	var points []mountPoint
 	for _, d := range []string{"/proc", "/sys", "/dev"} {
 		points = append(points, mountPoint{wanted: d, dir: true})
@@ -42,8 +48,15 @@ func (g *guest) resolvePoints(below vfs.VirtualDentry) ([]mountPoint, error) {
 	for _, f := range g.config.Files {
 		points = append(points, mountPoint{wanted: path.Clean("/" + string(f.Path)), content: f.Content})
 	}
+	for _, b := range binds {
+		points = append(points, mountPoint{wanted: b.dest, dir: b.dir, bind: true})
+	}
 	for i := range points {
-		if err := g.resolvePoint(below, &points[i]); err != nil {
+		earlier := points[:i]
+		if points[i].dir && !points[i].bind {
+			earlier = nil // the kernel's own do not depend on each other
+		}
+		if err := g.resolvePoint(below, &points[i], earlier); err != nil {
 			return nil, fmt.Errorf("find place for %q in the image: %w", points[i].wanted, err)
 		}
 	}
@@ -52,12 +65,20 @@ func (g *guest) resolvePoints(below vfs.VirtualDentry) ([]mountPoint, error) {
 
 // resolvePoint follows the symbolic links of an image, as runc does for a
 // mount: within the image, and what is missing counts as a directory to be made.
-func (g *guest) resolvePoint(below vfs.VirtualDentry, p *mountPoint) error {
+// It goes no further than to a point among earlier.
+func (g *guest) resolvePoint(below vfs.VirtualDentry, p *mountPoint, earlier []mountPoint) error {
 	todo := strings.Split(strings.TrimPrefix(p.wanted, "/"), "/")
 	var done []string
 	missing := false
 	p.have = 0
-	for links := 0; len(todo) > 0; {
+	for links := 0; ; {
+		if at := "/" + path.Join(done...); slices.ContainsFunc(earlier, func(e mountPoint) bool { return !e.nested && e.path == at }) {
+			p.nested = true
+			return nil
+		}
+		if len(todo) == 0 {
+			break
+		}
 		name := todo[0]
 		todo = todo[1:]
 		switch name {
@@ -128,7 +149,7 @@ func (g *guest) newSkeleton(below vfs.VirtualDentry, points []mountPoint) (*vfs.
 	var mirrored []existing
 	for _, p := range points {
 		all := len(p.components())
-		if p.have == all {
+		if p.have == all || p.nested {
 			continue
 		}
 		for n := 1; n <= all; n++ {
@@ -161,15 +182,13 @@ func (g *guest) newSkeleton(below vfs.VirtualDentry, points []mountPoint) (*vfs.
 }
 
 // recordPoints copies the directories that were missing up into the layer, for
-// BuildKit leaves them in it as well: /proc, /sys and /dev, and what is above a
-// supplied file. The file itself stays out.
+// BuildKit leaves /proc, /sys and /dev in it as well. It removes what else it made for mounts.
 func (g *guest) recordPoints(merged vfs.VirtualDentry, points []mountPoint) error {
 	for _, p := range points {
-		all := len(p.components())
-		if !p.dir {
-			all--
+		if !p.dir || p.bind {
+			continue
 		}
-		for n := p.have + 1; n <= all; n++ {
+		for n := p.have + 1; n <= len(p.components()); n++ {
 			opts := &vfs.SetStatOptions{Stat: linux.Statx{Mask: linux.STATX_MODE, Mode: 0o755}}
 			if err := g.vfs.SetStatAt(g.ctx, g.root, at(merged, p.prefix(n)), opts); err != nil {
 				return err
@@ -183,8 +202,11 @@ func (g *guest) recordPoints(merged vfs.VirtualDentry, points []mountPoint) erro
 // regular file is what a bind mount of one file would be, without a host path.
 func (g *guest) mountFiles(root vfs.VirtualDentry, points []mountPoint) error {
 	for _, p := range points {
-		if p.dir {
+		if p.dir || p.bind {
 			continue
+		}
+		if err := g.makeNested(root, &p); err != nil {
+			return fmt.Errorf("make mount point %q: %w", p.wanted, err)
 		}
 		opts := internal(tmpfs.FilesystemOpts{RootFileType: linux.S_IFREG})
 		opts.GetFilesystemOptions.Data = "mode=0644"

@@ -1,7 +1,6 @@
 package sentry
 
 import (
-	"errors"
 	"fmt"
 
 	"gvisor.dev/gvisor/pkg/context"
@@ -27,6 +26,8 @@ type rootfs struct {
 	points []mountPoint
 	// merged is what the step sees, before anything is mounted in it.
 	merged *vfs.Mount
+	// binds are the session's mounts, made for this step; nil once connected.
+	binds []bind
 }
 
 // newRootfs stacks a new upper layer on the lower ones. Between them goes a
@@ -38,21 +39,18 @@ func (g *guest) newRootfs() (*rootfs, error) {
 		return nil, err
 	}
 	r := &rootfs{below: below}
-	if r.points, err = g.resolvePoints(rootOf(below)); err != nil {
+	if r.binds, err = g.newBinds(); err != nil {
+		return nil, err
+	}
+	if r.points, err = g.resolvePoints(rootOf(below), r.binds); err != nil {
 		return nil, err
 	}
 	skeleton, err := g.newSkeleton(rootOf(below), r.points)
 	if err != nil {
 		return nil, fmt.Errorf("make mount points: %w", err)
 	}
-	opts := internal(tmpfs.FilesystemOpts{MemoryFile: g.upper, DisableDefaultSizeLimit: true})
-	opts.GetFilesystemOptions.Data = fmt.Sprintf("size=%d", upperSize())
-	if r.upper, err = g.mount(tmpfs.Name, opts); err != nil {
+	if r.upper, err = g.newUpper(rootOf(below)); err != nil {
 		return nil, err
-	}
-	// tmpfs' root is 1777 root:root of now.
-	if err := g.copyAttributes(at(rootOf(r.upper), ""), at(rootOf(below), "")); err != nil {
-		return nil, fmt.Errorf("copy root's attributes: %w", err)
 	}
 	lowers := append([]*vfs.Mount{skeleton}, g.lowers...)
 	r.merged, err = g.mount(overlay.Name, internal(overlay.FilesystemOptions{
@@ -68,8 +66,30 @@ func (g *guest) newRootfs() (*rootfs, error) {
 	return r, nil
 }
 
+// newUpper makes an upper layer for what is below: its data is on disk.
+func (g *guest) newUpper(below vfs.VirtualDentry) (*vfs.Mount, error) {
+	opts := internal(tmpfs.FilesystemOpts{MemoryFile: g.upper, DisableDefaultSizeLimit: true})
+	opts.GetFilesystemOptions.Data = fmt.Sprintf("size=%d", upperSize())
+	m, err := g.mount(tmpfs.Name, opts)
+	if err != nil {
+		return nil, err
+	}
+	// tmpfs' root is 1777 root:root of now.
+	if err := g.copyAttributes(at(rootOf(m), ""), at(below, "")); err != nil {
+		return nil, fmt.Errorf("copy root's attributes: %w", err)
+	}
+	return m, nil
+}
+
 // release lets go of all but the upper layer, which the caller keeps.
-func (g *guest) release(r *rootfs) { r.below.DecRef(g.ctx) }
+func (g *guest) release(r *rootfs) {
+	r.below.DecRef(g.ctx)
+	for _, b := range r.binds {
+		if b.mount != nil {
+			b.mount.DecRef(g.ctx)
+		}
+	}
+}
 
 // namespace makes the mount namespace of a step, with everything mounted. ctx is that
 // of the process to be, and has its IPC namespace.
@@ -81,7 +101,14 @@ func (g *guest) namespace(ctx context.Context, r *rootfs) (*vfs.MountNamespace, 
 	r.merged.DecRef(g.ctx)
 	root := mns.Root(g.ctx)
 	defer root.DecRef(g.ctx)
-	if err := errors.Join(g.mountKernelFilesystems(ctx, root, r.points), g.mountFiles(root, r.points)); err != nil {
+	err := g.mountKernelFilesystems(ctx, root, r.points)
+	if err == nil {
+		err = g.mountFiles(root, r.points)
+	}
+	if err == nil {
+		err = g.mountBinds(root, r)
+	}
+	if err != nil {
 		mns.DecRef(g.ctx)
 		return nil, err
 	}

@@ -45,7 +45,7 @@ const headerSize = 5
 const (
 	FDControl = 3 // the socket that this protocol runs over
 	FDUpper   = 4 // the file behind the upper layer
-	FDLayers  = 5 // the first of the layer files, the bottom layer first
+	FDLayers  = 5 // the first of the layer files: the root's, the bottom first, then others of mounts
 )
 
 // Text is a string that need not be UTF-8, as file names and environments.
@@ -78,12 +78,23 @@ type File struct {
 // Config describes a session. Descriptors are those that the process inherited.
 type Config struct {
 	Platform string // "systrap" or "ptrace"
-	Layers   int    // number of layer files from FDLayers on
+	Layers   int    // number of the root's layer files, from FDLayers on
+	Others   int    // number of layer files after those, which only mounts have
 	Network  bool
 	Hostname string
 	Files    []File
+	Mounts   []Mount
 	SelfTest bool // run a trivial program before saying Booted
 	Debug    bool // log as much as gVisor can
+}
+
+// Mount is a sandbox.Mount.
+type Mount struct {
+	Dest     Text
+	Layers   []int // numbers of layer files, counted from FDLayers; none: a tmpfs
+	Source   Text
+	Writable bool
+	Size     int64
 }
 
 // Process is one step.

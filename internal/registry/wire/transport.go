@@ -1,4 +1,4 @@
-package registry
+package wire
 
 import (
 	"context"
@@ -42,8 +42,8 @@ func (e *plainHTTPError) Error() string {
 // after a redirect is not the registry's. It keeps the rules on plain HTTP, and
 // on how long a host may be silent.
 type hostTransport struct {
-	client *Client
-	pool   *x509.CertPool // nil: the system's
+	net  *Net
+	pool *x509.CertPool // nil: the system's
 
 	mu     sync.Mutex
 	byHost map[string]*http.Transport // "": hosts without settings of their own
@@ -57,7 +57,7 @@ func (t *hostTransport) mayBeInsecure(host string) bool {
 // isInsecure reports whether the user listed the host.
 func (t *hostTransport) isInsecure(host string) bool {
 	host = strings.ToLower(host)
-	return t.client.insecure[host] || t.client.insecure[hostname(host)]
+	return t.net.insecure[host] || t.net.insecure[hostname(host)]
 }
 
 func hostname(hostport string) string {
@@ -82,9 +82,9 @@ func (t *hostTransport) RoundTrip(req *http.Request) (*http.Response, error) {
 		return nil, err
 	}
 	ctx, cancel := context.WithCancelCause(req.Context())
-	w := newWatch(t.client.opts.StallTimeout, func() { cancel(errStalled) })
+	w := newWatch(t.net.opts.StallTimeout, func() { cancel(errStalled) })
 	r := req.Clone(ctx)
-	r.Header.Set("User-Agent", t.client.opts.UserAgent)
+	r.Header.Set("User-Agent", t.net.opts.UserAgent)
 	if req.Body != nil && req.Body != http.NoBody {
 		r.Body = &sentBody{ReadCloser: req.Body, watch: w}
 	}
@@ -118,10 +118,10 @@ func (t *hostTransport) forRequest(req *http.Request) (*http.Transport, error) {
 			return nil, &plainHTTPError{host}
 		}
 	default:
-		return nil, permanent("cannot speak %q to %q", req.URL.Scheme, host)
+		return nil, Permanent("cannot speak %q to %q", req.URL.Scheme, host)
 	}
 	insecure := t.isInsecure(host)
-	certs := filepath.Join(t.client.opts.CertDir, host)
+	certs := filepath.Join(t.net.opts.CertDir, host)
 	fi, err := os.Stat(certs)
 	hasCerts := err == nil && fi.IsDir() && !strings.HasPrefix(host, ".") && !strings.ContainsAny(host, `/\`) && host != ""
 	key := ""
@@ -139,7 +139,7 @@ func (t *hostTransport) forRequest(req *http.Request) (*http.Transport, error) {
 			return nil, err
 		}
 	}
-	t.byHost[key] = newTransport(cfg, t.client.opts.Parallel)
+	t.byHost[key] = newTransport(cfg, t.net.opts.Parallel)
 	return t.byHost[key], nil
 }
 

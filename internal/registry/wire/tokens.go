@@ -1,4 +1,4 @@
-package registry
+package wire
 
 import (
 	"context"
@@ -17,6 +17,7 @@ import (
 // exchange. It bounds the answers, follows no redirect from outside to an
 // address inside, and keeps a credential from following a redirect elsewhere.
 type handshake struct {
+	net   *Net
 	base  http.RoundTripper
 	first *url.URL // where the handshake was meant to go
 }
@@ -24,11 +25,11 @@ type handshake struct {
 // RoundTrip implements http.RoundTripper.
 func (h *handshake) RoundTrip(req *http.Request) (*http.Response, error) {
 	if hostPort(h.first) != hostPort(req.URL) {
-		if err := checkHop(h.first, req.URL); err != nil {
+		if err := h.net.checkHop(h.first, req.URL); err != nil {
 			return nil, refuse(req, err)
 		}
 		if req.Method != http.MethodGet { // a refresh token is in the body
-			return nil, refuse(req, permanent("refusing to take a token to %s", req.URL.Host))
+			return nil, refuse(req, Permanent("refusing to take a token to %s", req.URL.Host))
 		}
 		req = req.Clone(req.Context())
 		req.Header.Del("Authorization")
@@ -65,23 +66,23 @@ func (b *boundedBody) Read(p []byte) (int, error) {
 }
 
 // tokenTransport is the handshake with a challenge's token service.
-func (s *session) tokenTransport(c *transport.Challenge) http.RoundTripper {
+func (s *Session) tokenTransport(c *transport.Challenge) http.RoundTripper {
 	first, err := url.Parse(c.Parameters["realm"])
 	if err != nil {
 		first = &url.URL{} // which is refused before it is asked
 	}
-	return &handshake{base: s.base, first: first}
+	return &handshake{net: s.net, base: s.base, first: first}
 }
 
 // ping asks the registry what it wants for an authorization: by TLS, and if
 // that is not what it speaks, and allowed, by plain HTTP.
-func (s *session) ping(ctx context.Context) (*transport.Challenge, error) {
+func (s *Session) ping(ctx context.Context) (*transport.Challenge, error) {
 	c, err := s.pingBy(ctx, "https")
-	if err == nil || ctx.Err() != nil || !s.client.transport.mayBeInsecure(s.target.host) {
+	if err == nil || ctx.Err() != nil || !s.net.transport.mayBeInsecure(s.repo.Host) {
 		return c, err
 	}
 	var (
-		status *statusError
+		status *Status
 		cert   *tls.CertificateVerificationError
 	)
 	if errors.As(err, &status) || errors.As(err, &cert) {
@@ -104,13 +105,13 @@ func isPlain(err error) bool {
 // names, those of private networks, it would try plain HTTP of its own accord.
 const standIn = "registry.invalid"
 
-func (s *session) pingBy(ctx context.Context, scheme string) (*transport.Challenge, error) {
+func (s *Session) pingBy(ctx context.Context, scheme string) (*transport.Challenge, error) {
 	reg, err := name.NewRegistry(standIn)
 	if err != nil {
 		return nil, err
 	}
-	base := &url.URL{Scheme: scheme, Host: s.target.host}
-	c, err := transport.Ping(ctx, reg, &redirected{&handshake{base: s.base, first: base}, base})
+	base := &url.URL{Scheme: scheme, Host: s.repo.Host}
+	c, err := transport.Ping(ctx, reg, &redirected{&handshake{net: s.net, base: s.base, first: base}, base})
 	if err != nil {
 		return nil, fromTransport(err)
 	}

@@ -1,4 +1,4 @@
-package registry
+package wire
 
 import (
 	"context"
@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -23,26 +24,27 @@ const (
 	maxErrorMessage = 400
 )
 
-// statusError is an answer with a status that means failure.
-type statusError struct {
-	code    int
+// Status is the error that an answer with a status of failure is.
+type Status struct {
+	Code    int      // of HTTP
 	codes   []string // of the registry's errors: "DENIED", "NAME_UNKNOWN"
 	message string   // the registry's own, cleaned; may be empty
 }
 
-func (e *statusError) Error() string {
-	s := fmt.Sprintf("%d %s", e.code, http.StatusText(e.code))
+func (e *Status) Error() string {
+	s := fmt.Sprintf("%d %s", e.Code, http.StatusText(e.Code))
 	if e.message != "" {
 		s += ": " + e.message
 	}
 	return strings.TrimSpace(s)
 }
 
-func (e *statusError) has(code string) bool { return contains(e.codes, code) }
+// Has reports whether the registry gave one of its own codes, "NAME_UNKNOWN".
+func (e *Status) Has(code string) bool { return slices.Contains(e.codes, code) }
 
 // readStatus makes an error of an answer. It does not close its body.
-func readStatus(resp *http.Response) *statusError {
-	e := &statusError{code: resp.StatusCode}
+func readStatus(resp *http.Response) *Status {
+	e := &Status{Code: resp.StatusCode}
 	raw, _ := io.ReadAll(io.LimitReader(resp.Body, maxErrorBody)) // as much as there is
 	var body struct {
 		Errors []struct {
@@ -54,8 +56,8 @@ func readStatus(resp *http.Response) *statusError {
 		Details string `json:"details"` // of token services
 	}
 	if json.Unmarshal(raw, &body) != nil {
-		if !looksLikeHTML(raw) {
-			e.message = clean(string(raw))
+		if !IsHTML(raw) {
+			e.message = Clean(string(raw))
 		}
 		return e
 	}
@@ -70,24 +72,24 @@ func readStatus(resp *http.Response) *statusError {
 		if json.Unmarshal(d.Detail, &detail) == nil && detail != "" && detail != m {
 			m += " (" + detail + ")"
 		}
-		if !contains(parts, m) {
+		if !slices.Contains(parts, m) {
 			parts = append(parts, m)
 		}
 	}
 	if len(parts) == 0 {
 		parts = []string{body.Message + body.Details}
 	}
-	e.message = clean(strings.Join(parts, "; "))
+	e.message = Clean(strings.Join(parts, "; "))
 	return e
 }
 
-func looksLikeHTML(raw []byte) bool {
+func IsHTML(raw []byte) bool {
 	s := strings.ToLower(strings.TrimSpace(string(raw[:min(len(raw), 512)])))
 	return strings.HasPrefix(s, "<!doctype") || strings.HasPrefix(s, "<html") || strings.HasPrefix(s, "<head") || strings.HasPrefix(s, "<?xml")
 }
 
-// clean makes text from outside fit for one line of a terminal.
-func clean(s string) string {
+// Clean makes text from outside fit for one line of a terminal.
+func Clean(s string) string {
 	s = strings.Join(strings.FieldsFunc(s, func(r rune) bool {
 		return unicode.IsSpace(r) || !unicode.IsPrint(r) || r == utf8.RuneError
 	}), " ")
@@ -111,19 +113,19 @@ func fromTransport(err error) error {
 		}
 		return bare(err)
 	}
-	e := &statusError{code: te.StatusCode}
+	e := &Status{Code: te.StatusCode}
 	var parts []string
 	for _, d := range te.Errors {
 		e.codes = append(e.codes, string(d.Code))
 		parts = append(parts, d.Message)
 	}
-	e.message = clean(strings.Join(parts, "; "))
+	e.message = Clean(strings.Join(parts, "; "))
 	return e
 }
 
-// fail is the error for what went wrong with a session: what names the action,
-// "pull" or "push", and what it is about.
-func (s *session) fail(ctx context.Context, what string, err error) error {
+// Fail is the error for what went wrong with a session, nil if err is: what says
+// what was done to what, `push to "name"`.
+func (s *Session) Fail(ctx context.Context, what string, err error) error {
 	if err == nil {
 		return nil
 	}
@@ -134,9 +136,9 @@ func (s *session) fail(ctx context.Context, what string, err error) error {
 	if errors.As(err, &d) && d.Code != 0 {
 		return &diag.Error{Err: fmt.Errorf("%s: %w", what, err), Hint: d.Hint, Code: d.Code}
 	}
-	text := fmt.Sprintf("%s: registry %q, repository %q: %v", what, s.target.name(), s.target.path, err)
-	var status *statusError
-	if errors.As(err, &status) && isAuth(status.code) {
+	text := fmt.Sprintf("%s: registry %q, repository %q: %v", what, s.repo.Name, s.repo.Path, err)
+	var status *Status
+	if errors.As(err, &status) && isAuth(status.Code) {
 		text += " (credentials: " + s.described() + ")"
 	}
 	return &diag.Error{
@@ -160,7 +162,7 @@ func isAuth(code int) bool {
 }
 
 // scrub takes out what a registry may have echoed.
-func (s *session) scrub(text string) string {
+func (s *Session) scrub(text string) string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, v := range s.secrets {
@@ -172,10 +174,10 @@ func (s *session) scrub(text string) string {
 }
 
 // hint says what to do about an error.
-func (s *session) hint(err error) string {
-	host := s.target.name()
+func (s *Session) hint(err error) string {
+	host := s.repo.Name
 	var (
-		status    *statusError
+		status    *Status
 		plain     *plainHTTPError
 		authority x509.UnknownAuthorityError
 		cert      *tls.CertificateVerificationError
@@ -196,19 +198,19 @@ func (s *session) hint(err error) string {
 	return ""
 }
 
-func (s *session) statusHint(e *statusError, host string) string {
+func (s *Session) statusHint(e *Status, host string) string {
 	anonymous := s.described() == "none"
-	switch e.code {
+	switch e.Code {
 	case http.StatusUnauthorized, http.StatusForbidden:
 		if anonymous {
 			return fmt.Sprintf("No credential was found for it: log in with `kiln login %s`, or check the name.", host)
 		}
 		return fmt.Sprintf("Check that this user may do it, or log in anew with `kiln login %s`.", host)
 	case http.StatusNotFound:
-		if e.has("NAME_UNKNOWN") {
+		if e.Has("NAME_UNKNOWN") {
 			return "Check the name; some registries want the repository to be made before the first push."
 		}
-		if e.has("MANIFEST_UNKNOWN") {
+		if e.Has("MANIFEST_UNKNOWN") {
 			return "Check the image's name and tag."
 		}
 	case http.StatusRequestEntityTooLarge:

@@ -1,7 +1,8 @@
-package archive
+// Package decompress opens compressed streams: gzip, bzip2, xz and zstd, told by
+// their first bytes, with bounded memory whatever the stream asks for.
+package decompress
 
 import (
-	"archive/tar"
 	"bufio"
 	"bytes"
 	"compress/bzip2"
@@ -13,9 +14,6 @@ import (
 	"github.com/klauspost/compress/zstd"
 	"github.com/therootcompany/xz"
 )
-
-// HeaderSize is how many bytes of a stream Detect wants to see.
-const HeaderSize = 1024
 
 // maxWindow bounds what a decompressor may hold in memory, whatever the
 // stream asks for. It is enough for "xz -9" and for "zstd --long".
@@ -48,28 +46,14 @@ func formatOf(head []byte) format {
 	return none
 }
 
-// Detect reports whether a stream that begins with head is what Docker takes
-// as an archive: compressed in one of the ways that Decompress knows, or a tar.
-// Everything else that comes as a build context is a Dockerfile.
-func Detect(head []byte) bool { return formatOf(head) != none || isTar(head) }
+// Compressed reports whether a stream that begins with head, eight bytes or
+// more, is in one of the formats that New knows.
+func Compressed(head []byte) bool { return formatOf(head) != none }
 
-// isTar reports whether the first block is a tar header with a right checksum,
-// or the end of an empty archive. What follows it may lie beyond head.
-func isTar(head []byte) bool {
-	if len(head) < 512 {
-		return false
-	}
-	if !bytes.ContainsFunc(head[:512], func(r rune) bool { return r != 0 }) {
-		return true
-	}
-	_, err := tar.NewReader(bytes.NewReader(head)).Next()
-	return err == nil || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF) || errors.Is(err, tar.ErrInsecurePath)
-}
-
-// Decompress returns the uncompressed stream of r, which is gzip, bzip2, xz or
+// New returns the uncompressed stream of r, which is gzip, bzip2, xz or
 // zstd (told from its first bytes) or not compressed at all. What a stream can
 // make it allocate is bounded. Closing it does not close r.
-func Decompress(r io.Reader) (io.ReadCloser, error) {
+func New(r io.Reader) (io.ReadCloser, error) {
 	br := bufio.NewReaderSize(r, 64<<10)
 	head, err := br.Peek(8)
 	if err != nil && !errors.Is(err, io.EOF) {

@@ -1,13 +1,12 @@
-package registry
+package wire
 
 import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
-	"net/netip"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -18,12 +17,12 @@ import (
 	"github.com/kiln-build/kiln/internal/registry/auth"
 )
 
-// session is an authenticated way to one repository, for a set of scopes. It
+// Session is an authenticated way to one repository, for a set of scopes. It
 // is the http.RoundTripper that adds the authorization to requests for its
 // registry, and only to those.
-type session struct {
-	client *Client
-	target target
+type Session struct {
+	net    *Net
+	repo   Repository
 	scopes []string
 	key    string
 	base   http.RoundTripper
@@ -41,23 +40,26 @@ type session struct {
 	secrets []string // everything that must not be in an error
 }
 
-// session returns the opened session for the target's repository; extra scopes
-// are for repositories to mount from.
-func (c *Client) session(ctx context.Context, t target, actions string, extra ...string) (*session, error) {
-	scopes := append([]string{t.scope(actions)}, extra...)
-	key := t.host + " " + strings.Join(scopes, " ")
+// Open returns an authenticated way to a repository for actions, "pull" or
+// "pull,push"; mount are more repositories of its registry, to read. What is open
+// already is used again.
+func (n *Net) Open(ctx context.Context, r Repository, actions string, mount ...Repository) (*Session, error) {
+	scopes := []string{r.scope(actions)}
+	for _, m := range mount {
+		scopes = append(scopes, m.scope("pull"))
+	}
+	key := r.Host + " " + strings.Join(scopes, " ")
 	for {
-		c.mu.Lock()
-		s := c.sessions[key]
+		n.mu.Lock()
+		s := n.sessions[key]
 		mine := s == nil
 		if mine {
-			s = &session{client: c, target: t, scopes: scopes, key: key, base: c.transport, opened: make(chan struct{})}
-			s.http = &http.Client{Transport: s, CheckRedirect: checkRedirect}
-			c.sessions[key] = s
+			s = n.newSession(r, key, scopes)
+			n.sessions[key] = s
 		}
-		c.mu.Unlock()
+		n.mu.Unlock()
 		if mine {
-			err := c.retry(ctx, "open "+t.host, s.open)
+			err := n.Retry(ctx, "open "+r.Host, s.open)
 			if err != nil {
 				s.drop()
 			}
@@ -76,25 +78,59 @@ func (c *Client) session(ctx context.Context, t target, actions string, extra ..
 	}
 }
 
+// OpenAs returns a session for the registry of r, with a credential that it has
+// accepted.
+func (n *Net) OpenAs(ctx context.Context, r Repository, cred authn.Authenticator) (*Session, error) {
+	s := n.newSession(r, "", nil)
+	s.cred = cred
+	err := n.Retry(ctx, "log in to "+r.Host, s.open)
+	if err == nil {
+		err = n.Retry(ctx, "log in to "+r.Host, s.check)
+	}
+	return s, err
+}
+
+func (n *Net) newSession(r Repository, key string, scopes []string) *Session {
+	s := &Session{net: n, repo: r, scopes: scopes, key: key, base: n.transport, opened: make(chan struct{})}
+	s.http = &http.Client{Transport: s, CheckRedirect: n.checkRedirect}
+	return s
+}
+
+// check asks for something that needs the credential, if anything does.
+func (s *Session) check(ctx context.Context) error {
+	u := s.URL("")
+	u.Path = "/v2/"
+	req, err := Request(ctx, http.MethodGet, u)
+	if err != nil {
+		return err
+	}
+	resp, err := s.Send(req, http.StatusOK)
+	if err != nil {
+		return err
+	}
+	Drain(resp)
+	return nil
+}
+
 // drop forgets the session, so that the next one asks for credentials anew.
-func (s *session) drop() {
-	s.client.mu.Lock()
-	defer s.client.mu.Unlock()
-	if s.client.sessions[s.key] == s {
-		delete(s.client.sessions, s.key)
+func (s *Session) drop() {
+	s.net.mu.Lock()
+	defer s.net.mu.Unlock()
+	if s.net.sessions[s.key] == s {
+		delete(s.net.sessions, s.key)
 	}
 }
 
 // open finds the credential, asks the registry how to use it, and gets the
 // first token.
-func (s *session) open(ctx context.Context) error {
-	repo, err := s.target.resource()
+func (s *Session) open(ctx context.Context) error {
+	repo, err := s.repo.resource()
 	if err != nil {
 		return err
 	}
 	s.reg = repo.Registry
 	if s.cred == nil {
-		cred, err := authn.Resolve(ctx, s.client.opts.Keychain, repo)
+		cred, err := authn.Resolve(ctx, s.net.opts.Keychain, repo)
 		if err != nil {
 			return err
 		}
@@ -115,7 +151,7 @@ func (s *session) open(ctx context.Context) error {
 	return nil
 }
 
-func (s *session) hideSecrets(ctx context.Context) error {
+func (s *Session) hideSecrets(ctx context.Context) error {
 	cfg, err := authn.Authorization(ctx, s.cred)
 	if err != nil {
 		return err
@@ -127,9 +163,9 @@ func (s *session) hideSecrets(ctx context.Context) error {
 }
 
 // hide keeps strings out of errors. s.mu is held.
-func (s *session) hide(secrets ...string) {
+func (s *Session) hide(secrets ...string) {
 	for _, v := range secrets {
-		if v != "" && !contains(s.secrets, v) {
+		if v != "" && !slices.Contains(s.secrets, v) {
 			s.secrets = append(s.secrets, v)
 		}
 	}
@@ -138,17 +174,8 @@ func (s *session) hide(secrets ...string) {
 	}
 }
 
-func contains(list []string, s string) bool {
-	for _, v := range list {
-		if v == s {
-			return true
-		}
-	}
-	return false
-}
-
 // refresh gets a token from the token service that the registry named.
-func (s *session) refresh(ctx context.Context, challenge *transport.Challenge) error {
+func (s *Session) refresh(ctx context.Context, challenge *transport.Challenge) error {
 	if err := s.hideSecrets(ctx); err != nil {
 		return err
 	}
@@ -183,13 +210,13 @@ func (s *session) refresh(ctx context.Context, challenge *transport.Challenge) e
 
 func tokenHost(c *transport.Challenge) string {
 	if u, err := url.Parse(c.Parameters["realm"]); err == nil && u.Host != "" {
-		return clean(u.Host)
+		return Clean(u.Host)
 	}
 	return "the token service"
 }
 
 // authorization is the header for a request. stale is one that was refused.
-func (s *session) authorization(ctx context.Context, stale string) (string, error) {
+func (s *Session) authorization(ctx context.Context, stale string) (string, error) {
 	if strings.EqualFold(s.challenge.Scheme, "bearer") {
 		s.mu.Lock()
 		token, expired := s.token, !s.expires.IsZero() && time.Now().After(s.expires)
@@ -228,7 +255,7 @@ func (s *session) authorization(ctx context.Context, stale string) (string, erro
 
 // RoundTrip implements http.RoundTripper. A request that is refused for its
 // token is sent once more with a fresh one.
-func (s *session) RoundTrip(req *http.Request) (*http.Response, error) {
+func (s *Session) RoundTrip(req *http.Request) (*http.Response, error) {
 	if !s.isRegistry(req.URL) {
 		return s.base.RoundTrip(req)
 	}
@@ -257,7 +284,7 @@ func (s *session) RoundTrip(req *http.Request) (*http.Response, error) {
 			return resp, nil //nolint:nilerr // as above
 		}
 	}
-	drain(resp)
+	Drain(resp)
 	return s.base.RoundTrip(again)
 }
 
@@ -271,11 +298,11 @@ func withAuthorization(req *http.Request, header string) *http.Request {
 
 // isRegistry reports whether u is on the session's registry, by the scheme that
 // the registry answered to.
-func (s *session) isRegistry(u *url.URL) bool {
-	return s.challenge != nil && u.Scheme == s.scheme() && strings.EqualFold(hostPort(u), hostPort(s.url("")))
+func (s *Session) isRegistry(u *url.URL) bool {
+	return s.challenge != nil && u.Scheme == s.scheme() && strings.EqualFold(hostPort(u), hostPort(s.URL("")))
 }
 
-func (s *session) scheme() string {
+func (s *Session) scheme() string {
 	if s.challenge.Insecure {
 		return "http"
 	}
@@ -290,47 +317,13 @@ func hostPort(u *url.URL) string {
 	return u.Hostname() + ":" + port
 }
 
-// url is that of something in the session's repository.
-func (s *session) url(path string) *url.URL {
-	return &url.URL{Scheme: s.scheme(), Host: s.target.host, Path: "/v2/" + s.target.path + path}
+// URL is that of something in the session's repository.
+func (s *Session) URL(path string) *url.URL {
+	return &url.URL{Scheme: s.scheme(), Host: s.repo.Host, Path: "/v2/" + s.repo.Path + path}
 }
 
-const maxRedirects = 10
-
-// checkRedirect refuses long chains and those that lead from elsewhere to an
-// address inside: a registry must not make us ask the cloud's metadata service.
-func checkRedirect(req *http.Request, via []*http.Request) error {
-	if len(via) >= maxRedirects {
-		return permanent("more than %d redirects", maxRedirects)
-	}
-	return checkHop(via[0].URL, req.URL)
-}
-
-func checkHop(from, to *url.URL) error {
-	if from.Hostname() == to.Hostname() || isPrivate(from.Hostname()) || !isPrivate(to.Hostname()) {
-		return nil
-	}
-	return permanent("refusing to follow %s to the private address %s", from.Host, to.Host)
-}
-
-func isPrivate(host string) bool {
-	a, err := netip.ParseAddr(host)
-	if err != nil {
-		return isLoopbackHost(host)
-	}
-	a = a.WithZone("").Unmap()
-	return a.IsLoopback() || a.IsPrivate() || a.IsLinkLocalUnicast() || a.IsLinkLocalMulticast() || a.IsUnspecified()
-}
-
-// drain reads what little is left of an answer, so that its connection can be
-// used again, and closes it.
-func drain(resp *http.Response) {
-	_, _ = io.CopyN(io.Discard, resp.Body, 64<<10)
-	_ = resp.Body.Close()
-}
-
-// send makes one request and returns its answer if its status is one of ok.
-func (s *session) send(req *http.Request, ok ...int) (*http.Response, error) {
+// Send makes one request and returns its answer if its status is one of ok.
+func (s *Session) Send(req *http.Request, ok ...int) (*http.Response, error) {
 	resp, err := s.http.Do(req)
 	if err != nil {
 		return nil, bare(err)
@@ -340,15 +333,15 @@ func (s *session) send(req *http.Request, ok ...int) (*http.Response, error) {
 			return resp, nil
 		}
 	}
-	defer drain(resp)
+	defer Drain(resp)
 	if resp.StatusCode == http.StatusUnauthorized {
 		s.drop() // the credential may have been changed: the next session looks again
 	}
 	return nil, readStatus(resp)
 }
 
-// request makes a request without a body.
-func request(ctx context.Context, method string, u *url.URL) (*http.Request, error) {
+// Request makes a request without a body.
+func Request(ctx context.Context, method string, u *url.URL) (*http.Request, error) {
 	return http.NewRequestWithContext(ctx, method, u.String(), nil)
 }
 
@@ -362,7 +355,7 @@ func bare(err error) error {
 }
 
 // described says which credential was used.
-func (s *session) described() string {
+func (s *Session) described() string {
 	switch cred := s.cred.(type) {
 	case nil:
 		return ""

@@ -1,4 +1,4 @@
-package registry
+package wire
 
 import (
 	"context"
@@ -50,25 +50,26 @@ func (r Retry) wait(n int, after time.Duration) time.Duration {
 
 type retryAfterKey struct{}
 
-// retry runs f until it succeeds, fails for good, or has been tried enough.
-func (c *Client) retry(ctx context.Context, what string, f func(ctx context.Context) error) error {
+// Retry runs f until it succeeds, fails for good, or has been tried enough.
+func (w *Net) Retry(ctx context.Context, what string, f func(ctx context.Context) error) error {
 	for n := 1; ; n++ {
 		var after atomic.Int64
 		err := f(context.WithValue(ctx, retryAfterKey{}, &after))
-		if err == nil || ctx.Err() != nil || !transient(err) || n >= c.opts.Retry.Tries {
+		if err == nil || ctx.Err() != nil || !Transient(err) || n >= w.opts.Retry.Tries {
 			return err
 		}
-		if err := c.pause(ctx, n, time.Duration(after.Load()), what, err); err != nil {
+		if err := w.Pause(ctx, n, time.Duration(after.Load()), what, err); err != nil {
 			return err
 		}
 	}
 }
 
-// pause waits before try n+1.
-func (c *Client) pause(ctx context.Context, n int, after time.Duration, what string, why error) error {
-	d := c.opts.Retry.wait(n, after)
-	c.opts.Logger.Warn("registry request failed, trying again",
-		"request", what, "error", clean(why.Error()), "try", n, "wait", d)
+// Pause waits before try number n+1 of what, which failed for why; after is how
+// long the registry said to wait.
+func (w *Net) Pause(ctx context.Context, n int, after time.Duration, what string, why error) error {
+	d := w.opts.Retry.wait(n, after)
+	w.opts.Logger.Warn("registry request failed, trying again",
+		"request", what, "error", Clean(why.Error()), "try", n, "wait", d)
 	t := time.NewTimer(d)
 	defer t.Stop()
 	select {
@@ -93,22 +94,26 @@ func noteRetryAfter(ctx context.Context, resp *http.Response) {
 	}
 }
 
+// ErrBeginAnew, in the chain of an error, makes it one to try again after.
+var ErrBeginAnew = errors.New("it must begin anew")
+
 // permanentError is an error that comes back however often one tries.
 type permanentError struct{ err error }
 
 func (e *permanentError) Error() string { return e.err.Error() }
 func (e *permanentError) Unwrap() error { return e.err }
 
-func permanent(format string, a ...any) error {
+// Permanent is fmt.Errorf for an error that comes back however often one tries.
+func Permanent(format string, a ...any) error {
 	return &permanentError{fmt.Errorf(format, a...)}
 }
 
-// transient tells errors that can pass by themselves. Unknown ones cannot.
-func transient(err error) bool {
+// Transient tells errors that can pass by themselves. Unknown ones cannot.
+func Transient(err error) bool {
 	var (
 		final   *permanentError
 		plain   *plainHTTPError
-		status  *statusError
+		status  *Status
 		dns     *net.DNSError
 		op      *net.OpError
 		timeout interface{ Timeout() bool }
@@ -117,12 +122,12 @@ func transient(err error) bool {
 		unknown x509.UnknownAuthorityError
 	)
 	switch {
-	case errors.Is(err, errBeginAnew):
+	case errors.Is(err, ErrBeginAnew):
 		return true
 	case errors.As(err, &final), errors.As(err, &plain), errors.As(err, &record), errors.As(err, &cert), errors.As(err, &unknown):
 		return false
 	case errors.As(err, &status):
-		return transientStatus(status.code)
+		return TransientStatus(status.Code)
 	case errors.As(err, &dns):
 		return dns.IsTemporary || dns.IsTimeout
 	case errors.Is(err, errStalled), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, net.ErrClosed):
@@ -147,7 +152,8 @@ func transient(err error) bool {
 	return errors.As(err, &timeout) && timeout.Timeout()
 }
 
-func transientStatus(code int) bool {
+// TransientStatus tells HTTP statuses that can pass by themselves.
+func TransientStatus(code int) bool {
 	switch code {
 	case http.StatusRequestTimeout, http.StatusTooManyRequests, http.StatusInternalServerError,
 		http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout,

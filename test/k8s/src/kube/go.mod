@@ -1,0 +1,2 @@
+// Not part of the repository's module; build.sh completes it.
+module kubebuild
