@@ -1,5 +1,5 @@
 #!/bin/bash
-# Installs what the tests need from Debian, by purpose: deps.sh [base] [oracle] [e2e] [race] (all by default).
+# Installs what the tests need from Debian, by purpose: deps.sh [base] [oracle] [e2e] [race] [k8s] (all but k8s by default).
 # Not as root: says what is missing and fails.
 set -euo pipefail
 declare -A PACKAGES=(
@@ -7,6 +7,7 @@ declare -A PACKAGES=(
   [oracle]="runc skopeo umoci buildah git"                           # BuildKit's runtime, second opinions
   [e2e]="strace bzip2 xz-utils git attr libcap2-bin"                 # test contexts and assertions
   [race]="gcc libc6-dev"                                             # the race detector
+  [k8s]="openssl iproute2"                                           # a node of Kubernetes
 )
 want=()
 for p in "${@:-base oracle e2e race}"; do

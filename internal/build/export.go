@@ -1,54 +1,66 @@
 package build
 
 import (
+	"bufio"
 	"context"
 	"fmt"
 	"io"
-	"os"
-	"path/filepath"
+	"slices"
 
 	"github.com/kiln-build/kiln/internal/diag"
 	"github.com/kiln-build/kiln/internal/export"
 	"github.com/kiln-build/kiln/internal/image"
 )
 
-// export writes the finished images to all outputs: archives and directories
-// first, the tags of registries last.
+// export writes the finished images to all outputs: files first, then what
+// registries have without a name, then names. So a failing output leaves no tag.
 func (j *job) export(ctx context.Context, built []*image.Image) (*Result, error) {
-	res := &Result{Tags: j.tags}
+	all := func(export.Spec) bool { return true }
+	res := &Result{Tags: j.names(all)}
 	if j.needsImage() {
 		if err := j.describe(res, built); err != nil {
 			return nil, err
 		}
 	}
 	for _, o := range j.outputs {
-		if o.ToRegistry() && !o.ToStore() {
+		if o.ToRegistry() || o.ToStore() {
 			continue
 		}
 		if err := j.output(ctx, o, res, built); err != nil {
 			return nil, fmt.Errorf("output %s: %w", o, err)
 		}
 	}
-	if len(j.pushRefs()) == 0 {
-		return res, nil
+	if err := j.push(ctx, res, built); err != nil {
+		return nil, err
 	}
+	if slices.ContainsFunc(j.outputs, func(o output) bool { return o.ToStore() }) {
+		if err := j.describeInStore(built); err != nil {
+			return nil, err
+		}
+		return res, image.Tag(j.Store, res.Descriptor, j.names(export.Spec.ToStore)...)
+	}
+	return res, nil
+}
+
+// push sends what the layers' uploads have left to be sent.
+func (j *job) push(ctx context.Context, res *Result, built []*image.Image) error {
 	ps, err := j.openPushes(ctx)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	for _, p := range ps {
 		if err := p.Manifests(ctx, built, j.index != nil); err != nil {
-			return nil, err
+			return err
 		}
 	}
 	// Tags only now: a registry that refuses leaves none behind in another.
 	for _, p := range ps {
 		if err := p.Tag(ctx, res.Descriptor, j.top(built)); err != nil {
-			return nil, err
+			return err
 		}
 		res.Pushed = append(res.Pushed, p.Refs...)
 	}
-	return res, nil
+	return nil
 }
 
 // describe fills in what the result is called: one manifest, or an index of several.
@@ -75,81 +87,66 @@ func (j *job) top(built []*image.Image) []byte {
 	return built[0].RawManifest
 }
 
-func (j *job) output(ctx context.Context, o export.Spec, res *Result, built []*image.Image) error {
-	names := append(append([]string{}, j.tags...), o.Names...)
-	if o.ToStore() {
-		return j.keep(names, res, built)
-	}
-	if len(built) != 1 && !o.NeedsImage() {
-		return diag.New(diag.ExitUsage, "several platforms cannot go to one %s", o.Type)
-	}
+func (j *job) output(ctx context.Context, o output, res *Result, built []*image.Image) error {
 	step := j.Progress.Step("exporting to "+string(o.Type), "")
 	step.Start()
-	err := j.write(ctx, o, names, res, built)
+	var err error
+	if o.NeedsImage() {
+		err = j.writeImage(ctx, o, res, built)
+	} else {
+		err = j.writeFiles(ctx, o, built)
+	}
 	step.Done(err)
 	return err
 }
 
-func (j *job) write(ctx context.Context, o export.Spec, names []string, res *Result, built []*image.Image) error {
-	if o.Type == export.Local {
-		t, closeTree, err := export.OpenTree(ctx, j.Store, j.images, built[0].Layers)
-		if err != nil {
-			return err
-		}
-		defer closeTree()
-		skipped, err := export.WriteDir(ctx, t, o.Dest)
-		if len(skipped) > 0 {
-			j.Progress.Warn(fmt.Sprintf("%d devices and FIFOs were left out of %s, %s among them", len(skipped), o.Dest, skipped[0]))
-		}
+// writeImage writes an archive or layout.
+func (j *job) writeImage(ctx context.Context, o output, res *Result, built []*image.Image) error {
+	if err := j.describeInStore(built); err != nil {
 		return err
 	}
-	return j.toFile(o.Dest, func(w io.Writer) error {
-		if o.Type == export.Tar {
-			t, closeTree, err := export.OpenTree(ctx, j.Store, j.images, built[0].Layers)
-			if err != nil {
-				return err
-			}
-			defer closeTree()
-			return export.WriteTar(ctx, t, w)
-		}
-		if err := j.describeInStore(built); err != nil {
-			return err
-		}
-		return image.Save(ctx, j.Store, w, []image.ToSave{{Descriptor: res.Descriptor, Refs: names}},
-			image.SaveOptions{Docker: o.Type == export.Docker, Fetcher: j.images})
-	})
+	images := []image.ToSave{{Descriptor: res.Descriptor, Refs: o.names}}
+	opt := image.SaveOptions{Docker: o.Type == export.Docker, Fetcher: j.images, Platform: *built[0].Manifest.Platform}
+	if o.Dir {
+		return image.SaveLayout(ctx, j.Store, o.Dest, images, opt)
+	}
+	return j.toFile(o.Dest, func(w io.Writer) error { return image.Save(ctx, j.Store, w, images, opt) })
+}
+
+// writeFiles writes the root file system.
+func (j *job) writeFiles(ctx context.Context, o output, built []*image.Image) error {
+	if len(built) != 1 {
+		return diag.New(diag.ExitUsage, "several platforms cannot go to one output of type %s", o.Type)
+	}
+	t, closeTree, err := export.OpenTree(ctx, j.Store, j.images, built[0].Layers)
+	if err != nil {
+		return err
+	}
+	defer closeTree()
+	t = export.Clamp(t, j.epoch)
+	if o.Type == export.Tar {
+		return j.toFile(o.Dest, func(w io.Writer) error { return export.WriteTar(ctx, t, w) })
+	}
+	skipped, err := export.WriteDir(ctx, t, o.Dest)
+	if len(skipped) > 0 {
+		j.Progress.Warn(fmt.Sprintf("%d devices and FIFOs were left out of %s, %s among them", len(skipped), o.Dest, skipped[0]))
+	}
+	return err
 }
 
 // toFile writes a file that appears only when it is whole; "-" is standard output.
 func (j *job) toFile(dest string, write func(io.Writer) error) error {
+	to := func(w io.Writer) error {
+		b := bufio.NewWriterSize(w, 1<<20)
+		if err := write(b); err != nil {
+			return err
+		}
+		return b.Flush()
+	}
 	if dest == "-" {
-		return write(j.Stdout)
+		return to(j.Stdout)
 	}
-	f, err := os.CreateTemp(filepath.Dir(dest), ".kiln-*")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(f.Name())
-	if err := write(f); err != nil {
-		f.Close()
-		return err
-	}
-	if err := f.Chmod(0o644); err != nil {
-		f.Close()
-		return err
-	}
-	if err := f.Close(); err != nil {
-		return err
-	}
-	return os.Rename(f.Name(), dest)
-}
-
-// keep puts the images into the local store under names.
-func (j *job) keep(names []string, res *Result, built []*image.Image) error {
-	if err := j.describeInStore(built); err != nil {
-		return err
-	}
-	return image.Tag(j.Store, res.Descriptor, names...)
+	return export.WriteFile(dest, to)
 }
 
 // describeInStore stores the images without a name. Layers that came from a

@@ -72,13 +72,32 @@ func (s *images) resolve(ctx context.Context, ref string, p ocispec.Platform) (*
 	if err != nil {
 		return nil, err
 	}
-	if !s.pull {
-		img, err := image.FromStore(s.store, name, p)
-		if err == nil || !errors.Is(err, fs.ErrNotExist) {
-			return img, err
-		}
+	if s.pull {
+		return s.registry.Resolve(ctx, name, p)
 	}
-	return s.registry.Resolve(ctx, name, p)
+	img, err := image.FromStore(s.store, name, p)
+	if err == nil && fits(img, p) {
+		return img, nil
+	}
+	// The store may have the image of another platform, or not all of it.
+	remote, rerr := s.registry.Resolve(ctx, name, p)
+	switch {
+	case rerr == nil:
+		return remote, nil
+	case err == nil && ctx.Err() == nil:
+		return nil, fmt.Errorf("image %q of the local store is for %s, and %s is wanted: %w",
+			ref, platforms.Format(*img.Manifest.Platform), platforms.Format(p), rerr)
+	case err != nil && !errors.Is(err, fs.ErrNotExist):
+		return nil, err
+	}
+	return nil, rerr
+}
+
+// fits reports whether an image is for a platform. A registry's may be for any, as
+// with docker; but a local image must not stand in for the registry's of the same name.
+func fits(img *image.Image, p ocispec.Platform) bool {
+	have := img.Manifest.Platform
+	return have == nil || have.OS == "" || p.OS == "" || platforms.Only(p).Match(*have)
 }
 
 // ResolveLayout implements frontend.Images and engine.Images.

@@ -2,12 +2,12 @@ package build
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/containerd/platforms"
@@ -20,7 +20,6 @@ import (
 	"github.com/kiln-build/kiln/internal/frontend"
 	"github.com/kiln-build/kiln/internal/image"
 	"github.com/kiln-build/kiln/internal/layer"
-	"github.com/kiln-build/kiln/internal/registry"
 	"github.com/kiln-build/kiln/internal/sandbox"
 	"github.com/kiln-build/kiln/internal/source"
 	"github.com/kiln-build/kiln/internal/source/local"
@@ -36,6 +35,17 @@ func Run(ctx context.Context, env Env, req Request) (*Result, error) {
 			diag.New(diag.ExitTimeout, "the build took longer than --timeout %s", req.Timeout))
 		defer cancel()
 	}
+	res, err := run(ctx, env, req)
+	if err != nil {
+		if cause := context.Cause(ctx); cause != nil {
+			err = cause // and not what it led to
+		}
+		return nil, err
+	}
+	return res, nil
+}
+
+func run(ctx context.Context, env Env, req Request) (*Result, error) {
 	j, err := newJob(ctx, env, req)
 	if err != nil {
 		return nil, err
@@ -43,21 +53,9 @@ func Run(ctx context.Context, env Env, req Request) (*Result, error) {
 	defer j.close()
 	plan, err := j.plan(ctx)
 	if err != nil {
-		return nil, cause(ctx, err)
+		return nil, err
 	}
-	res, err := j.run(ctx, plan)
-	if err != nil {
-		return nil, cause(ctx, err)
-	}
-	return res, nil
-}
-
-// cause prefers the reason why a context ended to what that led to.
-func cause(ctx context.Context, err error) error {
-	if c := context.Cause(ctx); c != nil && errors.Is(err, context.Canceled) {
-		return c
-	}
-	return err
+	return j.run(ctx, plan)
 }
 
 // Plan makes the plan of a build and describes it, without building.
@@ -87,24 +85,29 @@ func Plan(ctx context.Context, env Env, req Request) (string, error) {
 type job struct {
 	Env
 	req     Request
-	tags    []string // normalised
-	outputs []export.Spec
+	outputs []output
+	epoch   *time.Time
 	images  *images
 	input   frontend.Input
+	opening sync.Once
 	pushes  []*export.Push
+	openErr error
 	index   []byte // for several platforms
 	closers []func() error
 	release func()
 }
 
 func newJob(ctx context.Context, env Env, req Request) (_ *job, err error) {
-	j := &job{Env: env, req: req, outputs: req.Outputs}
+	j := &job{Env: env, req: req}
 	defer func() {
 		if err != nil {
 			j.close()
 		}
 	}()
-	if err := j.checkOutputs(); err != nil {
+	if j.outputs, err = outputs(req); err != nil {
+		return nil, err
+	}
+	if j.epoch, err = epoch(req); err != nil {
 		return nil, err
 	}
 	if j.release, err = env.Store.Use(ctx); err != nil {
@@ -126,42 +129,6 @@ func (j *job) close() {
 	if j.release != nil {
 		j.release()
 	}
-}
-
-// checkOutputs finds what cannot work before anything is done.
-func (j *job) checkOutputs() error {
-	for _, t := range j.req.Tags {
-		n, err := registry.NormalizeRef(t)
-		if err != nil {
-			return err
-		}
-		if strings.Contains(n, "@") {
-			return diag.New(diag.ExitUsage, "tag %q: an image cannot be tagged with a digest", t)
-		}
-		j.tags = append(j.tags, n)
-	}
-	if len(j.outputs) == 0 {
-		j.outputs = []export.Spec{{Type: export.Image}}
-	}
-	stdout := 0
-	for i, o := range j.outputs {
-		for k, n := range o.Names {
-			var err error
-			if j.outputs[i].Names[k], err = registry.NormalizeRef(n); err != nil {
-				return err
-			}
-		}
-		if o.ToRegistry() && len(j.tags)+len(o.Names) == 0 {
-			return diag.New(diag.ExitUsage, "nowhere to push to: the image has no name").WithHint("give it one with -t REGISTRY/NAME:TAG")
-		}
-		if o.Dest == "-" {
-			stdout++
-		}
-	}
-	if stdout > 1 {
-		return diag.New(diag.ExitUsage, "only one output can go to standard output")
-	}
-	return nil
 }
 
 // open opens the build contexts.
@@ -260,13 +227,9 @@ func (j *job) plan(ctx context.Context) (*frontend.Plan, error) {
 }
 
 func (j *job) run(ctx context.Context, plan *frontend.Plan) (*Result, error) {
-	epoch, err := j.epoch()
-	if err != nil {
-		return nil, err
-	}
 	var built []*image.Image
 	for _, p := range plan.Platforms {
-		img, err := j.platform(ctx, p, epoch)
+		img, err := j.platform(ctx, p)
 		if err != nil {
 			return nil, err
 		}
@@ -277,8 +240,8 @@ func (j *job) run(ctx context.Context, plan *frontend.Plan) (*Result, error) {
 
 // epoch is the build arg SOURCE_DATE_EPOCH: the image says of nothing in it
 // that it is younger.
-func (j *job) epoch() (*time.Time, error) {
-	s := j.req.BuildArgs["SOURCE_DATE_EPOCH"]
+func epoch(req Request) (*time.Time, error) {
+	s := req.BuildArgs["SOURCE_DATE_EPOCH"]
 	if s == "" {
 		return nil, nil
 	}
@@ -291,13 +254,13 @@ func (j *job) epoch() (*time.Time, error) {
 }
 
 // platform builds one platform's image. Without need for more, it has layers alone.
-func (j *job) platform(ctx context.Context, p frontend.PlatformPlan, epoch *time.Time) (*image.Image, error) {
+func (j *job) platform(ctx context.Context, p frontend.PlatformPlan) (*image.Image, error) {
 	g, err := llb.Decode(p.Definition)
 	if err != nil {
 		return nil, err
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
-	up := newUploads(j)
+	up := newUploads(j, cancel)
 	defer up.wait()
 	defer cancel(nil)
 	layers, err := engine.Solve(ctx, engine.Config{
@@ -315,7 +278,7 @@ func (j *job) platform(ctx context.Context, p frontend.PlatformPlan, epoch *time
 	if layers, err = up.finish(); err != nil {
 		return nil, err
 	}
-	opt := image.AssembleOptions{Config: p.Config, BaseConfig: p.BaseConfig, Epoch: epoch}
+	opt := image.AssembleOptions{Config: p.Config, BaseConfig: p.BaseConfig, Epoch: j.epoch}
 	for _, l := range layers {
 		n := image.NewLayer{Layer: l}
 		if !l.Created.IsZero() {
@@ -330,15 +293,6 @@ func (j *job) platform(ctx context.Context, p frontend.PlatformPlan, epoch *time
 	platform := p.Platform
 	img.Manifest.Platform = &platform
 	return img, nil
-}
-
-func (j *job) needsImage() bool {
-	for _, o := range j.outputs {
-		if o.NeedsImage() {
-			return true
-		}
-	}
-	return false
 }
 
 // resolvConf is the builder's own; without one, names cannot be resolved in

@@ -2,7 +2,6 @@ package build
 
 import (
 	"context"
-	"fmt"
 	"sync"
 
 	"github.com/opencontainers/go-digest"
@@ -17,14 +16,12 @@ import (
 // go, while later steps still run.
 type uploads struct {
 	j       *job
+	fail    context.CancelCauseFunc // ends the build: what cannot be sent need not be built
 	wg      sync.WaitGroup
 	packing *semaphore.Weighted // compression uses all CPUs: one layer at a time
 
-	mu      sync.Mutex
-	layers  []*upload
-	pushers []*export.Push
-	opened  bool
-	openErr error
+	mu     sync.Mutex
+	layers []*upload
 }
 
 // upload is one layer on its way.
@@ -35,7 +32,9 @@ type upload struct {
 	err    error
 }
 
-func newUploads(j *job) *uploads { return &uploads{j: j, packing: semaphore.NewWeighted(1)} }
+func newUploads(j *job, fail context.CancelCauseFunc) *uploads {
+	return &uploads{j: j, fail: fail, packing: semaphore.NewWeighted(1)}
+}
 
 // begin starts what is new in layers; calls repeat and extend each other.
 func (u *uploads) begin(ctx context.Context, layers []image.Layer) {
@@ -57,17 +56,20 @@ func (u *uploads) begin(ctx context.Context, layers []image.Layer) {
 		go func() {
 			defer u.wg.Done()
 			defer close(p.done)
-			p.layer, p.err = u.send(ctx, l)
+			if p.layer, p.err = u.send(ctx, l); p.err != nil {
+				u.fail(p.err)
+			}
 		}()
 	}
 }
 
 func (u *uploads) send(ctx context.Context, l image.Layer) (image.Layer, error) {
-	l, err := u.pack(ctx, l)
+	packed, err := u.pack(ctx, l)
 	if err != nil {
 		return l, err
 	}
-	ps, err := u.open(ctx)
+	l = packed
+	ps, err := u.j.openPushes(ctx)
 	if err != nil {
 		return l, err
 	}
@@ -89,28 +91,26 @@ func (u *uploads) pack(ctx context.Context, l image.Layer) (image.Layer, error) 
 		return l, context.Cause(ctx)
 	}
 	defer u.packing.Release(1)
+	// What a build made has a time of its own; what came with a base image stays as it is.
+	if e := u.j.epoch; e != nil && !l.Created.IsZero() {
+		var err error
+		if l, err = export.ClampLayer(ctx, u.j.Store, u.j.images, l, *e); err != nil {
+			return l, err
+		}
+	}
 	return image.Pack(ctx, u.j.Store, l, u.j.req.Compression, 0)
 }
 
-// open opens the registries that the image goes to, once.
-func (u *uploads) open(ctx context.Context) ([]*export.Push, error) {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	if u.opened {
-		return u.pushers, u.openErr
-	}
-	u.opened = true
-	u.pushers, u.openErr = u.j.openPushes(ctx)
-	return u.pushers, u.openErr
+// openPushes opens one push for each repository that the image goes to, once.
+func (j *job) openPushes(ctx context.Context) ([]*export.Push, error) {
+	j.opening.Do(func() { j.pushes, j.openErr = j.openRepositories(ctx) })
+	return j.pushes, j.openErr
 }
 
-// openPushes opens one push for each repository.
-func (j *job) openPushes(ctx context.Context) ([]*export.Push, error) {
-	if j.pushes != nil {
-		return j.pushes, nil
-	}
+func (j *job) openRepositories(ctx context.Context) ([]*export.Push, error) {
+	var all []*export.Push
 	byRepo := map[string]*export.Push{}
-	for _, ref := range j.pushRefs() {
+	for _, ref := range j.names(export.Spec.ToRegistry) {
 		repo, err := registry.Repository(ref)
 		if err != nil {
 			return nil, err
@@ -124,26 +124,9 @@ func (j *job) openPushes(ctx context.Context) ([]*export.Push, error) {
 			return nil, err
 		}
 		byRepo[repo] = p
-		j.pushes = append(j.pushes, p)
+		all = append(all, p)
 	}
-	return j.pushes, nil
-}
-
-// pushRefs are all references that the image is pushed as.
-func (j *job) pushRefs() (refs []string) {
-	seen := map[string]bool{}
-	for _, o := range j.outputs {
-		if !o.ToRegistry() {
-			continue
-		}
-		for _, r := range append(append([]string{}, j.tags...), o.Names...) {
-			if !seen[r] {
-				seen[r] = true
-				refs = append(refs, r)
-			}
-		}
-	}
-	return refs
+	return all, nil
 }
 
 // finish waits for all layers and returns them with their blobs.
@@ -152,7 +135,7 @@ func (u *uploads) finish() ([]image.Layer, error) {
 	for _, p := range u.layers {
 		<-p.done
 		if p.err != nil {
-			return nil, fmt.Errorf("layer %s: %w", p.diffID.Encoded()[:12], p.err)
+			return nil, p.err
 		}
 		out = append(out, p.layer)
 	}

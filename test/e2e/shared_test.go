@@ -15,7 +15,10 @@ import (
 	"testing"
 	"time"
 
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/static"
+	"github.com/google/go-containerregistry/pkg/v1/types"
 
 	"github.com/kiln-build/kiln/test/baseimages"
 	"github.com/kiln-build/kiln/test/compare"
@@ -190,4 +193,54 @@ func needRoot(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root, to set up what the unprivileged builder is to run into")
 	}
+}
+
+// tarEntry is one header of a tar with its content. Size, if set, is what the
+// header claims.
+type tarEntry struct {
+	Name, Link, Body string
+	Type             byte
+	Mode             int64
+	Size             int64
+	Major, Minor     int64
+}
+
+// tarBytes makes a tar of whatever it is told, well-formed or not.
+func tarBytes(t *testing.T, entries ...tarEntry) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	for _, e := range entries {
+		h := &tar.Header{
+			Name: e.Name, Linkname: e.Link, Typeflag: e.Type, Mode: e.Mode, Size: int64(len(e.Body)), Devmajor: e.Major, Devminor: e.Minor,
+		}
+		if h.Typeflag == 0 {
+			h.Typeflag = tar.TypeReg
+		}
+		if h.Mode == 0 {
+			h.Mode = 0o644
+		}
+		if e.Size > 0 {
+			h.Size, h.Format = e.Size, tar.FormatGNU
+		}
+		if err := w.WriteHeader(h); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.WriteString(w, e.Body); err != nil {
+			t.Fatal(err)
+		}
+		if e.Size > 0 {
+			return b.Bytes() // what it claims does not come
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
+}
+
+// tarLayer is an image layer of whatever it is told.
+func tarLayer(t *testing.T, entries ...tarEntry) v1.Layer {
+	t.Helper()
+	return static.NewLayer(tarBytes(t, entries...), types.OCIUncompressedLayer)
 }
