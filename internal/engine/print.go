@@ -57,11 +57,7 @@ func details(op *Op, number map[*Op]int) (ls []string) {
 			ls = append(ls, "without network")
 		}
 		for _, m := range do.Mounts {
-			what := "an empty directory"
-			if !m.Tmpfs {
-				what = fmt.Sprintf("%q of #%d", m.Source, number[op.Inputs[m.Input].Op])
-			}
-			ls = append(ls, fmt.Sprintf("with %s at %q", what, m.Dest))
+			ls = append(ls, "with "+m.describe(op, number))
 		}
 	case *File:
 		for _, a := range do.Actions {
@@ -85,4 +81,21 @@ func describe(a *Action) string {
 		return fmt.Sprintf("link %q to %q", a.Link.Newpath, a.Link.Oldpath)
 	}
 	return "nothing"
+}
+
+func (m *Mount) describe(op *Op, number map[*Op]int) string {
+	what := "nothing"
+	switch {
+	case m.Tmpfs && m.Size > 0:
+		what = fmt.Sprintf("an empty directory of %d bytes", m.Size)
+	case m.Tmpfs:
+		what = "an empty directory"
+	case op.Inputs[m.Input].Op != nil:
+		what = fmt.Sprintf("%q of #%d", m.Source, number[op.Inputs[m.Input].Op])
+	}
+	at := fmt.Sprintf(" at %q", m.Dest)
+	if !m.Writable {
+		at += ", read-only"
+	}
+	return what + at
 }

@@ -1,0 +1,290 @@
+package engine_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"os"
+	"runtime"
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/kiln-build/kiln/internal/cache"
+	"github.com/kiln-build/kiln/internal/diag"
+	"github.com/kiln-build/kiln/internal/engine"
+	"github.com/kiln-build/kiln/internal/fileop"
+	"github.com/kiln-build/kiln/internal/layer"
+	"github.com/kiln-build/kiln/internal/progress"
+	"github.com/kiln-build/kiln/internal/rootfs"
+	"github.com/kiln-build/kiln/internal/sandbox"
+	"github.com/kiln-build/kiln/internal/sandbox/gvisor"
+	"github.com/kiln-build/kiln/internal/sandbox/sandboxtest"
+	"github.com/kiln-build/kiln/internal/store"
+	"github.com/kiln-build/kiln/internal/tree"
+	"github.com/kiln-build/kiln/internal/tree/memtree"
+)
+
+func TestMain(m *testing.M) {
+	if code, ok := gvisor.Main(os.Args); ok {
+		os.Exit(code)
+	}
+	os.Exit(m.Run())
+}
+
+// bed solves graphs in one store, and counts what is really run.
+type bed struct {
+	st            *store.Store
+	box           sandbox.Sandbox
+	base          tree.Tree
+	starts, steps atomic.Int32
+}
+
+func newBed(t *testing.T) *bed {
+	t.Helper()
+	st, err := store.Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	base, err := layer.Open(sandboxtest.BaseLayer(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { base.Close() })
+	return &bed{st: st, box: gvisor.New(gvisor.Options{}), base: base}
+}
+
+// Name implements sandbox.Sandbox.
+func (b *bed) Name() string { return b.box.Name() }
+
+// Start implements sandbox.Sandbox.
+func (b *bed) Start(ctx context.Context, c sandbox.Config) (sandbox.Session, error) {
+	b.starts.Add(1)
+	s, err := b.box.Start(ctx, c)
+	return counted{s, b}, err
+}
+
+type counted struct {
+	sandbox.Session
+	b *bed
+}
+
+// Run implements sandbox.Session.
+func (c counted) Run(ctx context.Context, p sandbox.Process, output, changes io.Writer) error {
+	c.b.steps.Add(1)
+	return c.Session.Run(ctx, p, output, changes)
+}
+
+// text is a sink of what steps print.
+type text struct {
+	b bytes.Buffer
+}
+
+// Send implements progress.Sink.
+func (s *text) Send(e progress.Event) { s.b.Write(e.Data) }
+
+// solve returns the result as a tree, and how many steps and sessions it took.
+func (b *bed) solve(t *testing.T, files map[string]memtree.File, g *engine.Graph) (result tree.Tree, steps, starts int32, err error) {
+	t.Helper()
+	b.starts.Store(0)
+	b.steps.Store(0)
+	var out text
+	ls, err := engine.Solve(t.Context(), engine.Config{
+		Store: b.st, Cache: cache.NewLocal(b.st), Progress: progress.NewRecorder(&out),
+		Sandbox: func(context.Context) (sandbox.Sandbox, error) { return b, nil },
+		Trees:   map[string]tree.Tree{"base": b.base, "context": memtree.New(files)},
+	}, g)
+	t.Logf("%s", out.b.String())
+	var ts []tree.Tree
+	for _, l := range ls {
+		r, err := layer.Open(b.st.LayerPath(l.DiffID))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { r.Close() })
+		ts = append(ts, r)
+	}
+	return rootfs.New(ts...), b.steps.Load(), b.starts.Load(), err
+}
+
+// graph collects operations.
+type graph struct{ engine.Graph }
+
+func (g *graph) add(do engine.Operation, ins ...*engine.Op) *engine.Op {
+	op := &engine.Op{Name: "op", Do: do}
+	for _, in := range ins {
+		op.Inputs = append(op.Inputs, engine.Input{Op: in})
+	}
+	g.Ops, g.Target = append(g.Ops, op), engine.Input{Op: op}
+	return op
+}
+
+// root is a root file system with a shell.
+func (g *graph) root() *engine.Op {
+	return g.copy(g.add(&engine.Local{Name: "base"}), "/", "/")
+}
+
+// copy is a file system with a part of another, or of a context.
+func (g *graph) copy(from *engine.Op, src, dest string) *engine.Op {
+	return g.add(&engine.File{Actions: []engine.Action{{
+		Source: engine.Ref{Kind: engine.RefInput},
+		Copy:   &fileop.CopyAction{Src: src, Dest: dest, DirCopyContents: true, CreateDestPath: true},
+	}}}, from)
+}
+
+func (g *graph) run(script string, mounts []engine.Mount, ins ...*engine.Op) *engine.Op {
+	return g.add(&engine.Exec{
+		Args: []string{"/bin/sh", "-c", script}, Cwd: "/", Mounts: mounts,
+		Platform: ocispec.Platform{OS: "linux", Architecture: runtime.GOARCH},
+	}, ins...)
+}
+
+func content(t *testing.T, fs tree.Tree, name string) string {
+	t.Helper()
+	f, err := fs.Open(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	b, err := io.ReadAll(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+func contextFiles(change ...string) map[string]memtree.File {
+	files := map[string]memtree.File{
+		"used/f": {Data: "used"}, "used/link": memtree.Symlink("f"), "other": {Data: "other"},
+	}
+	for i := 0; i+1 < len(change); i += 2 {
+		files[change[i]] = memtree.File{Data: change[i+1]}
+	}
+	return files
+}
+
+// TestMountContextKey: a mounted part of a context counts by its content.
+func TestMountContextKey(t *testing.T) {
+	b := newBed(t)
+	build := func(files map[string]memtree.File, source, want string, steps int32) {
+		t.Helper()
+		g := &graph{}
+		g.run("cat /m/f /m/link > /out 2>/dev/null || cat /m > /out", []engine.Mount{{Dest: "/m", Input: 1, Source: source}}, g.root(), g.add(&engine.Local{Name: "context"}))
+		fs, n, _, err := b.solve(t, files, &g.Graph)
+		if err != nil || n != steps {
+			t.Fatalf("%d steps, want %d; %v", n, steps, err)
+		}
+		if got := content(t, fs, "out"); got != want {
+			t.Errorf("got %q, want %q", got, want)
+		}
+		if _, err := fs.Lstat("m"); err == nil {
+			t.Error("the mount point is in the result")
+		}
+	}
+	build(contextFiles(), "used", "usedused", 1)
+	build(contextFiles(), "used", "usedused", 0)
+	build(contextFiles("other", "changed", "new", "x"), "used", "usedused", 0)
+	build(contextFiles("used/f", "changed"), "used", "changedchanged", 1)
+	build(contextFiles(), "used/link", "used", 1)
+	build(contextFiles("other", "changed"), "used/link", "used", 0)
+	build(contextFiles("used/f", "again"), "used/link", "again", 1)
+}
+
+// TestMountStageKey: a mounted part of a stage counts by its content, however it came about.
+func TestMountStageKey(t *testing.T) {
+	b := newBed(t)
+	build := func(files map[string]memtree.File, steps int32) {
+		t.Helper()
+		g := &graph{}
+		root := g.root()
+		stage := g.copy(g.add(&engine.Local{Name: "context"}), "/", "/s")
+		g.run("cat /m/f > /out; test ! -e /m/g; touch /m/g /tmp2; rm /m/f", []engine.Mount{{Dest: "/m", Input: 1, Source: "s/used", Writable: true}}, root, stage)
+		fs, n, _, err := b.solve(t, files, &g.Graph)
+		if err != nil || n != steps {
+			t.Fatalf("%d steps, want %d; %v", n, steps, err)
+		}
+		if got, want := content(t, fs, "out"), files["used/f"].Data; got != want {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	}
+	build(contextFiles(), 1)
+	build(contextFiles("other", "changed"), 0)
+	build(contextFiles("used/f", "changed"), 1)
+	build(contextFiles("used/new", "changed"), 1)
+}
+
+// TestMountFieldsInKey: another place, and other rights, are another step.
+func TestMountFieldsInKey(t *testing.T) {
+	b := newBed(t)
+	for i, m := range []engine.Mount{
+		{Dest: "/m", Input: 1, Source: "used"},
+		{Dest: "/n", Input: 1, Source: "used"},
+		{Dest: "/m", Input: 1, Source: "."},
+		{Dest: "/m", Input: 1, Source: "used", Writable: true},
+		{Dest: "/m", Tmpfs: true, Source: ".", Writable: true},
+		{Dest: "/m", Tmpfs: true, Source: ".", Writable: true, Size: 1 << 20},
+		{Dest: "/m", Input: 0, Source: "bin"},
+	} {
+		for again := range int32(2) {
+			g := &graph{}
+			ins := []*engine.Op{g.root()}
+			if m.Input == 1 {
+				ins = append(ins, g.add(&engine.Local{Name: "context"}))
+			}
+			g.run("ls -d /m /n > /out 2>/dev/null; true", []engine.Mount{m}, ins...)
+			_, n, _, err := b.solve(t, contextFiles(), &g.Graph)
+			if err != nil || n != 1-again {
+				t.Errorf("mount %d: %d steps, want %d; %v", i, n, 1-again, err)
+			}
+		}
+	}
+}
+
+// TestMountSessions: steps go on in a session only if they see the same mounts.
+func TestMountSessions(t *testing.T) {
+	b := newBed(t)
+	g := &graph{}
+	root := g.root()
+	local := g.add(&engine.Local{Name: "context"})
+	m := []engine.Mount{{Dest: "/m", Input: 1, Source: "used", Writable: true}}
+	one := g.run("cat /m/f > /one; echo x > /m/f", m, root, local)
+	two := g.run("cat /m/f > /two; echo x > /m/f", m, one, local)
+	three := g.run("ls /m > /three 2>&1; true", nil, two)
+	g.run("cat /t/one /m/f > /four", []engine.Mount{{Dest: "/m", Input: 1, Source: "used"}, {Dest: "/t", Input: 0, Source: "."}}, three, local)
+	fs, steps, starts, err := b.solve(t, contextFiles(), &g.Graph)
+	if err != nil || steps != 4 || starts != 3 {
+		t.Fatalf("%d steps in %d sessions: %v", steps, starts, err)
+	}
+	for name, want := range map[string]string{"one": "used", "two": "used", "three": "ls: /m: No such file or directory\n", "four": "usedused"} {
+		if got := content(t, fs, name); got != want {
+			t.Errorf("%s is %q, want %q", name, got, want)
+		}
+	}
+}
+
+func TestMountErrors(t *testing.T) {
+	b := newBed(t)
+	for _, name := range []string{"context", "stage", "root", "nothing"} {
+		g := &graph{}
+		root := g.root()
+		m := engine.Mount{Dest: "/m", Input: 1, Source: "no/such"}
+		ins := []*engine.Op{root, nil}
+		switch name {
+		case "context":
+			ins[1] = g.add(&engine.Local{Name: "context"})
+		case "stage":
+			ins[1] = g.copy(g.add(&engine.Local{Name: "context"}), "/", "/s")
+		case "root":
+			m.Input, ins = 0, ins[:1]
+		}
+		g.run("true", []engine.Mount{m}, ins...)
+		_, _, _, err := b.solve(t, contextFiles(), &g.Graph)
+		var d *diag.Error
+		if !errors.As(err, &d) || diag.ExitCode(err) != diag.ExitDockerfile || !strings.Contains(err.Error(), `"/no/such": not found`) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
