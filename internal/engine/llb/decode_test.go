@@ -200,7 +200,6 @@ func TestHostileGraphs(t *testing.T) {
 		"no mounts":                     {src, exec(&pb.ExecOp{Meta: meta}, in...)},
 		"two roots":                     {src, exec(&pb.ExecOp{Meta: meta, Mounts: []*pb.Mount{{Dest: "/"}, {Dest: "/"}}}, in...)},
 		"root is an input that is not":  {src, exec(&pb.ExecOp{Meta: meta, Mounts: []*pb.Mount{{Dest: "/", Input: 7}}}, in...)},
-		"root is empty beside an input": {src, exec(&pb.ExecOp{Meta: meta, Mounts: []*pb.Mount{{Dest: "/", Input: -1}}}, in...)},
 		"root is 0 of none":             {exec(&pb.ExecOp{Meta: meta, Mounts: root})},
 		"second output":                 {src, exec(&pb.ExecOp{Meta: meta, Mounts: []*pb.Mount{{Dest: "/", Output: 1}}}, in...)},
 		"control group":                 {src, exec(&pb.ExecOp{Meta: &pb.Meta{Args: []string{"a"}, CgroupParent: "x"}, Mounts: root}, in...)},
