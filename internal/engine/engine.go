@@ -84,8 +84,8 @@ func Solve(ctx context.Context, c Config, g *Graph) ([]image.Layer, error) {
 		err = errors.New("the result of the build is a build context, and not a root file system")
 	}
 	if cause := context.Cause(ctx); cause != nil {
-		if errors.Is(err, cause) && !errors.Is(cause, context.Canceled) {
-			return nil, err // the cause, and the step that it ended
+		if errors.Is(err, cause) && diag.ExitCode(cause) == diag.ExitTimeout {
+			return nil, err // the cause, and the step that took so long
 		}
 		return nil, cause // the first failure, or why the build was ended
 	}

@@ -156,7 +156,7 @@ func (r *run) startSession(ctx context.Context, s *state, x *Exec, layers []imag
 	if ses.Session, err = sb.Start(ctx, c); err != nil {
 		cleanup()
 		if cause := context.Cause(ctx); cause != nil {
-			return nil, cause
+			return nil, cause // it is not the sandbox's fault
 		}
 		return nil, &diag.Error{Err: fmt.Errorf("start the %s sandbox: %w", sb.Name(), err), Code: diag.ExitSandbox, Hint: "`kiln info` says what this machine allows"}
 	}
