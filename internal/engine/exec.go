@@ -83,7 +83,7 @@ func (r *run) exec(ctx context.Context, s *state, x *Exec, ins []snapshot) ([]im
 func process(fsys tree.Tree, x *Exec) (sandbox.Process, error) {
 	u, err := rootfs.LookupUser(fsys, x.User)
 	if err != nil {
-		return sandbox.Process{}, err
+		return sandbox.Process{}, &diag.Error{Err: err, Code: diag.ExitDockerfile}
 	}
 	env := append(slices.Clone(x.Env), x.Proxy...)
 	env = setDefault(env, "PATH", defaultPath)

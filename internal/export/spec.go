@@ -50,8 +50,11 @@ func ParseSpec(s string) (Spec, error) {
 		return bad("%w", err)
 	}
 	if len(fields) == 1 && !strings.Contains(fields[0], "=") {
-		if fields[0] == "-" {
+		switch fields[0] {
+		case "-":
 			return Spec{Type: Tar, Dest: "-"}, nil
+		case "":
+			return bad("it is empty")
 		}
 		return Spec{Type: Local, Dest: fields[0]}, nil
 	}

@@ -2,6 +2,7 @@ package frontend
 
 import (
 	"errors"
+	"fmt"
 	"strings"
 
 	"github.com/moby/buildkit/frontend/dockerfile/parser"
@@ -10,8 +11,19 @@ import (
 	"github.com/kiln-build/kiln/internal/diag"
 )
 
-// explain turns the front end's error into ours, with its place in the Dockerfile.
-func explain(err error) error {
+// said is an error in other words.
+type said struct {
+	error
+	text string
+}
+
+func (s *said) Error() string { return s.text }
+
+func (s *said) Unwrap() error { return s.error }
+
+// explain turns the front end's error into ours, with its place in the Dockerfile
+// of that name.
+func explain(err error, filename string) error {
 	var have *diag.Error
 	code, hint := diag.ExitDockerfile, ""
 	if errors.As(err, &have) {
@@ -34,7 +46,12 @@ func explain(err error) error {
 	var le *parser.LocationError
 	if e.At == nil && errors.As(err, &le) && len(le.Locations) > 0 && len(le.Locations[0]) > 0 {
 		r := le.Locations[0][0]
-		e.At = &diag.Location{File: "Dockerfile", Line: r.Start.Line, EndLine: r.End.Line}
+		e.At = &diag.Location{File: filename, Line: r.Start.Line, EndLine: r.End.Line}
+	}
+	if e.At != nil { // once is enough
+		if text, ok := strings.CutPrefix(err.Error(), fmt.Sprintf("dockerfile parse error on line %d: ", e.At.Line)); ok {
+			e.Err = &said{err, text}
+		}
 	}
 	return e
 }

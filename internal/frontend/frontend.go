@@ -67,8 +67,6 @@ type Images interface {
 // Plan is what a Dockerfile says is to be done.
 type Plan struct {
 	Platforms []PlatformPlan
-	// Dockerfile as it was read, for excerpts in errors.
-	Dockerfile []byte
 }
 
 // PlatformPlan is the plan for one platform.
@@ -87,9 +85,9 @@ func Load(ctx context.Context, in Input, images Images, rec *progress.Recorder) 
 	c := &client{in: in, images: images, rec: rec, opts: attributes(in)}
 	res, err := builder.Build(ctx, c)
 	if err != nil {
-		return nil, explain(err)
+		return nil, explain(err, in.Filename)
 	}
-	return c.plan(res)
+	return newPlan(res)
 }
 
 // attributes are the options as BuildKit's front end names them.
@@ -134,12 +132,12 @@ func attributes(in Input) map[string]string {
 	return o
 }
 
-func (c *client) plan(res *gateway.Result) (*Plan, error) {
+func newPlan(res *gateway.Result) (*Plan, error) {
 	var ps exptypes.Platforms
 	if err := json.Unmarshal(res.Metadata[exptypes.ExporterPlatformsKey], &ps); err != nil {
 		return nil, fmt.Errorf("read the front end's platforms: %w", err)
 	}
-	plan := &Plan{Dockerfile: c.dockerfile}
+	plan := &Plan{}
 	for _, p := range ps.Platforms {
 		r, suffix := res.Ref, ""
 		if r == nil && res.Refs != nil {

@@ -34,8 +34,6 @@ type client struct {
 	images Images
 	rec    *progress.Recorder
 	opts   map[string]string
-
-	dockerfile []byte // set once the front end has read it
 }
 
 var _ gateway.Client = (*client)(nil)
@@ -78,10 +76,7 @@ func (c *client) otherFrontend(ctx context.Context, req gateway.SolveRequest) (*
 	if !builtinFrontend.MatchString(reference.TagNameOnly(name).String()) {
 		return nil, fmt.Errorf("syntax %q is not supported: only docker/dockerfile, which is built in", src)
 	}
-	n := c.withSyntax(req.FrontendOpt)
-	res, err := builder.Build(ctx, n)
-	c.dockerfile = n.dockerfile
-	return res, err
+	return builder.Build(ctx, c.withSyntax(req.FrontendOpt))
 }
 
 // ResolveImageConfig implements gateway.Client.
@@ -231,9 +226,6 @@ func (r *result) ReadFile(_ context.Context, req gateway.ReadRequest) ([]byte, e
 	b, err := io.ReadAll(io.LimitReader(f, length))
 	if err != nil {
 		return nil, fmt.Errorf("read %s: %w", req.Filename, err)
-	}
-	if tree.Clean(req.Filename) == tree.Clean(r.c.in.Filename) {
-		r.c.dockerfile = b
 	}
 	return b, nil
 }

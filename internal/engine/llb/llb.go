@@ -94,6 +94,10 @@ func (d *decoder) op(dgst string) (*engine.Op, error) {
 	for _, in := range raw.Inputs {
 		i, err := d.input(in)
 		if err != nil {
+			var e *diag.Error
+			if errors.As(err, &e) && e.At == nil { // a source has no line of its own
+				e.At = op.At
+			}
 			return nil, err
 		}
 		op.Inputs = append(op.Inputs, i)

@@ -1,0 +1,335 @@
+package engine_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/kiln-build/kiln/internal/cache"
+	"github.com/kiln-build/kiln/internal/diag"
+	"github.com/kiln-build/kiln/internal/engine"
+	"github.com/kiln-build/kiln/internal/fileop"
+	"github.com/kiln-build/kiln/internal/image"
+	"github.com/kiln-build/kiln/internal/layer"
+	"github.com/kiln-build/kiln/internal/sandbox"
+	"github.com/kiln-build/kiln/internal/store"
+	"github.com/kiln-build/kiln/internal/tree"
+	"github.com/kiln-build/kiln/internal/tree/memtree"
+)
+
+// catalogue has an image of one layer for any name; "alias-X" is X's.
+type catalogue struct{}
+
+func (catalogue) Resolve(_ context.Context, ref string, p ocispec.Platform) (*image.Image, error) {
+	name, _, _ := strings.Cut(strings.Replace(ref, "alias-", "", 1), "@")
+	d := digest.FromString(name)
+	c := fmt.Sprintf(`{"os":%q,"architecture":%q,"rootfs":{"type":"layers","diff_ids":[%q]}}`, p.OS, p.Architecture, d)
+	return &image.Image{Ref: ref, Digest: digest.FromString(ref), RawConfig: []byte(c), Layers: []image.Layer{{DiffID: d}}}, nil
+}
+
+func (catalogue) ResolveLayout(context.Context, string, digest.Digest, ocispec.Platform) (*image.Image, error) {
+	return nil, errors.New("there is no layout")
+}
+
+func (catalogue) Fetch(context.Context, image.Layer) (io.ReadCloser, error) {
+	return nil, errors.New("there is no registry")
+}
+
+// box is a sandbox that counts. A step "write NAME CONTENT" writes a file, "fail" fails,
+// "wait" waits for the end.
+type box struct {
+	mu      sync.Mutex
+	started []int // number of layers of each session
+	open    int
+	ran     []string
+}
+
+func (*box) Name() string { return "counting" }
+
+func (b *box) Start(_ context.Context, c sandbox.Config) (sandbox.Session, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.started = append(b.started, len(c.Layers))
+	b.open++
+	return &boxSession{b: b}, nil
+}
+
+type boxSession struct {
+	b      *box
+	closed bool
+}
+
+func (s *boxSession) Run(ctx context.Context, p sandbox.Process, _, changes io.Writer) error {
+	s.b.mu.Lock()
+	s.b.ran = append(s.b.ran, strings.Join(p.Args, " "))
+	s.b.mu.Unlock()
+	switch p.Args[0] {
+	case "fail":
+		return &sandbox.ExitError{Code: 3}
+	case "wait":
+		<-ctx.Done()
+		return context.Cause(ctx)
+	}
+	tw := layer.NewTarWriter(changes)
+	n := tree.Node{Mode: tree.ModeRegular | 0o644, Size: int64(len(p.Args[2]))}
+	if err := tw.Add(p.Args[1], n, "", func() (io.ReadCloser, error) {
+		return io.NopCloser(strings.NewReader(p.Args[2])), nil
+	}); err != nil {
+		return err
+	}
+	return tw.Close()
+}
+
+func (s *boxSession) Close() error {
+	s.b.mu.Lock()
+	defer s.b.mu.Unlock()
+	if s.closed {
+		return errors.New("closed twice")
+	}
+	s.closed = true
+	s.b.open--
+	return nil
+}
+
+type fixture struct {
+	t   *testing.T
+	box *box
+	c   engine.Config
+	ops []*engine.Op
+}
+
+func newFixture(t *testing.T) *fixture {
+	t.Helper()
+	st, err := store.Open(filepath.Join(t.TempDir(), "store"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := &fixture{t: t}
+	f.c = engine.Config{
+		Store: st, Cache: cache.NewLocal(st), Images: catalogue{},
+		Sandbox: func(context.Context) (sandbox.Sandbox, error) { return f.box, nil },
+		Trees:   map[string]tree.Tree{"context": memtree.New(map[string]memtree.File{"a": {Data: "a"}, "b": {Data: "b"}})},
+	}
+	return f
+}
+
+func (f *fixture) op(do engine.Operation, ins ...*engine.Op) *engine.Op {
+	o := &engine.Op{Name: fmt.Sprintf("%T", do), Do: do, At: &diag.Location{File: "D", Line: len(f.ops) + 1}}
+	for _, in := range ins {
+		o.Inputs = append(o.Inputs, engine.Input{Op: in})
+	}
+	f.ops = append(f.ops, o)
+	return o
+}
+
+func (f *fixture) exec(args string, in ...*engine.Op) *engine.Op {
+	return f.op(&engine.Exec{
+		Args: strings.Fields(args), Platform: ocispec.Platform{OS: "linux", Architecture: runtime.GOARCH}, User: "0",
+	}, in...)
+}
+
+func (f *fixture) solve(target *engine.Op) ([]image.Layer, error) {
+	f.box = &box{}
+	ls, err := engine.Solve(context.Background(), f.c, &engine.Graph{Ops: f.ops, Target: engine.Input{Op: target}})
+	if f.box.open != 0 {
+		f.t.Errorf("%d sessions are open", f.box.open)
+	}
+	es, rerr := filepath.Glob(filepath.Join(f.c.Store.Root(), "tmp", "*"))
+	if rerr != nil || len(es) > 0 {
+		f.t.Errorf("left in the store: %v", es)
+	}
+	return ls, err
+}
+
+func (f *fixture) mustSolve(target *engine.Op) []image.Layer {
+	f.t.Helper()
+	ls, err := f.solve(target)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	return ls
+}
+
+// read is a file of a result.
+func (f *fixture) read(ls []image.Layer, name string) string {
+	f.t.Helper()
+	for i := len(ls) - 1; i >= 0; i-- {
+		r, err := layer.Open(f.c.Store.LayerPath(ls[i].DiffID))
+		if err != nil {
+			f.t.Fatal(err)
+		}
+		defer r.Close()
+		if _, err := r.Lstat(name); err != nil {
+			continue
+		}
+		rc, err := r.Open(name)
+		if err != nil {
+			f.t.Fatal(err)
+		}
+		b, err := io.ReadAll(rc)
+		if err != nil {
+			f.t.Fatal(err)
+		}
+		return string(b)
+	}
+	return "none"
+}
+
+// TestSessions: a step goes on in the session of the one before it; a second one on
+// the same root has its own; a cached one leaves none behind.
+func TestSessions(t *testing.T) {
+	f := newFixture(t)
+	a := f.exec("write a 1")
+	b := f.exec("write b 1", a)
+	c := f.exec("write c 1", b)
+	d := f.exec("write d 1", a)
+	all := f.op(&engine.Merge{}, c, d)
+	ls := f.mustSolve(all)
+	if len(f.box.ran) != 4 || len(f.box.started) != 2 || slices.Max(f.box.started) > 1 {
+		t.Errorf("ran %q in sessions on %v layers", f.box.ran, f.box.started)
+	}
+	if len(ls) != 5 || f.read(ls, "d") != "1" || f.read(ls, "c") != "1" {
+		t.Errorf("layers %v", ls)
+	}
+	if f.mustSolve(all); len(f.box.ran) != 0 {
+		t.Errorf("ran again: %q", f.box.ran)
+	}
+	// Another network is another session.
+	e := f.exec("write e 1", c)
+	e.Do.(*engine.Exec).NoNetwork = true
+	if f.mustSolve(e); len(f.box.ran) != 1 || !slices.Equal(f.box.started, []int{3}) {
+		t.Errorf("ran %q in sessions on %v layers", f.box.ran, f.box.started)
+	}
+}
+
+func TestIgnoreCache(t *testing.T) {
+	f := newFixture(t)
+	a := f.exec("write a 1")
+	b := f.exec("write b 1", a)
+	c := f.exec("write c 1", b)
+	f.mustSolve(c)
+	b.IgnoreCache = true
+	if f.mustSolve(c); !slices.Equal(f.box.ran, []string{"write b 1"}) {
+		// c is known by what b gave.
+		t.Errorf("ran %q", f.box.ran)
+	}
+	b.Do.(*engine.Exec).Args[2] = "2"
+	if f.mustSolve(c); !slices.Equal(f.box.ran, []string{"write b 2", "write c 1"}) {
+		t.Errorf("ran %q", f.box.ran)
+	}
+}
+
+// TestFirstFailure: one step's failure ends the others, and is the error.
+func TestFirstFailure(t *testing.T) {
+	f := newFixture(t)
+	a := f.exec("write a 1")
+	m := f.op(&engine.Merge{}, f.exec("wait", a), f.exec("fail", a))
+	ls, err := f.solve(m)
+	var d *diag.Error
+	if ls != nil || !errors.As(err, &d) || d.At == nil || d.At.Line != 3 || diag.ExitCode(err) != diag.ExitStep {
+		t.Errorf("%v, %v", ls, err)
+	}
+}
+
+func TestResultMustBeARoot(t *testing.T) {
+	f := newFixture(t)
+	local := f.op(&engine.Local{Name: "context"})
+	for name, op := range map[string]*engine.Op{
+		"context": local, "no context": f.op(&engine.Local{Name: "nosuch"}), "run on a context": f.exec("write a 1", local),
+		"merge of a context": f.op(&engine.Merge{}, local),
+		"change of a context": f.op(&engine.File{Actions: []engine.Action{{
+			Base: engine.Ref{Kind: engine.RefInput}, Mkdir: &fileop.MkdirAction{Path: "/x"},
+		}}}, local),
+	} {
+		if ls, err := f.solve(op); err == nil {
+			t.Errorf("%s: %v", name, ls)
+		}
+	}
+}
+
+// TestActionsShareResults: what one action makes of another's result is not seen by a third.
+func TestActionsShareResults(t *testing.T) {
+	in := func(n int) engine.Ref { return engine.Ref{Kind: engine.RefAction, N: n} }
+	mkfile := func(base engine.Ref, p, data string) engine.Action {
+		return engine.Action{Base: base, Mkfile: &fileop.MkfileAction{Path: p, Data: []byte(data), Mode: 0o644}}
+	}
+	cp := func(base, from engine.Ref, p, dest string) engine.Action {
+		return engine.Action{Base: base, Source: from, Copy: &fileop.CopyAction{Src: p, Dest: dest}}
+	}
+	scratch := engine.Ref{}
+	for name, as := range map[string][]engine.Action{
+		"changed after it was copied from": {
+			mkfile(scratch, "/a", "1"), cp(scratch, in(0), "/a", "/out"), mkfile(in(0), "/a", "2"), cp(in(1), in(2), "/a", "/two"),
+		},
+		"changed before":          {mkfile(scratch, "/a", "1"), mkfile(in(0), "/a", "2"), cp(scratch, in(0), "/a", "/out"), cp(in(2), in(1), "/a", "/two")},
+		"copied within itself":    {mkfile(scratch, "/out", "1"), mkfile(scratch, "/x", "2"), cp(in(0), in(1), "/x", "/two"), cp(in(2), in(2), "/two", "/three")},
+		"two bases of one result": {mkfile(scratch, "/a", "1"), mkfile(in(0), "/b", "2"), mkfile(in(0), "/c", "3"), cp(in(2), in(1), "/b", "/two"), cp(in(3), in(0), "/a", "/out")},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := newFixture(t)
+			ls := f.mustSolve(f.op(&engine.File{Actions: as, Result: len(as) - 1}))
+			if f.read(ls, "out") != "1" || f.read(ls, "two") != "2" {
+				t.Errorf("out is %q, two is %q", f.read(ls, "out"), f.read(ls, "two"))
+			}
+		})
+	}
+	// An owner is looked up in the result as it was.
+	f := newFixture(t)
+	ls := f.mustSolve(f.op(&engine.File{Result: 3, Actions: []engine.Action{
+		{Mkdir: &fileop.MkdirAction{Path: "/etc", Mode: 0o755}},
+		mkfile(in(0), "/etc/passwd", "u:x:5:5::/:\n"),
+		mkfile(in(1), "/etc/passwd", "u:x:6:6::/:\n"),
+		{Base: in(2), UserIn: in(1), Mkfile: &fileop.MkfileAction{Path: "/f", Owner: &fileop.Owner{User: &fileop.ID{Name: "u"}}}},
+	}}))
+	r, err := layer.Open(f.c.Store.LayerPath(ls[0].DiffID))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	if n, err := r.Lstat("f"); err != nil || n.UID != 5 {
+		t.Errorf("%+v %v", n, err)
+	}
+}
+
+// TestOnLayers: each call repeats and extends the one before.
+func TestOnLayers(t *testing.T) {
+	f := newFixture(t)
+	var told [][]image.Layer
+	f.c.OnLayers = func(ls []image.Layer) { told = append(told, ls) }
+	a := f.exec("write a 1")
+	side := f.exec("write s 1")
+	b := f.exec("write b 1", a)
+	ls := f.mustSolve(f.op(&engine.Merge{}, b, side))
+	for i, t1 := range append(told, ls) {
+		if i > 0 && (len(t1) < len(told[i-1]) || !slices.EqualFunc(told[i-1], t1[:len(told[i-1])], func(a, b image.Layer) bool { return a.DiffID == b.DiffID })) {
+			t.Errorf("%v after %v", t1, told[i-1])
+		}
+	}
+	if len(told) != 3 || len(told[2]) != 3 {
+		t.Errorf("told %v", told)
+	}
+}
+
+// TestLostLayers: a record of which a layer is gone is none.
+func TestLostLayers(t *testing.T) {
+	f := newFixture(t)
+	b := f.exec("write b 1", f.exec("write a 1"))
+	ls := f.mustSolve(b)
+	if err := f.c.Store.DropLayer(ls[0].DiffID); err != nil {
+		t.Fatal(err)
+	}
+	again := f.mustSolve(b)
+	if len(f.box.ran) == 0 || again[0].DiffID != ls[0].DiffID || f.read(again, "a") != "1" {
+		t.Errorf("ran %q", f.box.ran)
+	}
+}

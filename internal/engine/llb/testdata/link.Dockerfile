@@ -1,0 +1,3 @@
+FROM debian:12
+COPY --link a /a
+COPY --link --from=busybox:1 /bin/busybox /bin/
