@@ -1,11 +1,11 @@
-# Every target is a script or one go command; nothing here is needed to build Kiln: go build ./cmd/kiln
+# Every target is a script or one go command; nothing here is needed to build Kiln: CGO_ENABLED=0 go build ./cmd/kiln
 export CGO_ENABLED ?= 0
 
 .PHONY: all build test unit race e2e conformance lint fuzz bench base-images demo docs test-k8s ci clean
 
 all: build
 
-build:            ## the builder, static and stripped, as bin/kiln
+build:            ## the builder, static and stripped, as bin/kiln (without cgo, with which the sandbox cannot run)
 	go build -trimpath -ldflags '-s -w' -o bin/kiln ./cmd/kiln
 
 test:             ## everything but lint; installs what it needs

@@ -30,6 +30,11 @@ func mounts(e *pb.ExecOp, op *engine.Op) ([]engine.Mount, error) {
 			return nil, err
 		}
 	}
+	for i := range op.Inputs {
+		if _, ok := d.number[int64(i)]; !ok {
+			return nil, fmt.Errorf("a RUN step with input %d, which it mounts nowhere, is not supported", i)
+		}
+	}
 	op.Inputs = d.inputs
 	return d.mounts, nil
 }

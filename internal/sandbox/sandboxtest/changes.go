@@ -161,14 +161,18 @@ func testLowerKinds(t *testing.T, h *harness) {
 		t, dir("x"), file("x/.wh..wh..opq", ""), file("x/new", "4"), file("y/.wh.nothing", ""),
 		entry{Header: tar.Header{Typeflag: tar.TypeChar, Name: "y/null", Mode: 0o666, Devmajor: 1, Devminor: 3}},
 		entry{Header: tar.Header{Typeflag: tar.TypeBlock, Name: "y/sda", Mode: 0o600, Devmajor: 8}},
+		entry{Header: tar.Header{Typeflag: tar.TypeBlock, Name: "y/sdb", Mode: 0o600, Devmajor: 8, Devminor: 16}},
 		entry{Header: tar.Header{Typeflag: tar.TypeFifo, Name: "y/fifo", Mode: 0o644}},
 		file("y/h1", "linked"), hardlink("y/h2", "y/h1"), hardlink("y/h3", "y/h1"),
 	)
 	third := image(t, file("y/.wh.sda", ""))
 	s := h.start(t, nil, h.base, first, second, third)
 	o := sh(t, s, `ls /x; ls /y; stat -c '%n %t %T' /y/null; echo gone > /y/null; cat /y/null; stat -c %h /y/h2; ls -i /y/h1 /y/h3 | awk '{print $1}' | uniq | wc -l; test -p /y/fifo
-		chmod 600 /y/null; stat -c '%t %T %a' /y/null`)
-	o.wantOut(t, "new\nfifo\nh1\nh2\nh3\nkept\nnull\n/y/null 1 3\n3\n1\n1 3 600\n")
+		chmod 600 /y/null; stat -c '%t %T %a' /y/null; chown 5:6 /y/sdb; mv /y/sdb /y/sdc; stat -c '%F %t %T %u:%g' /y/sdc`)
+	o.wantOut(t, "new\nfifo\nh1\nh2\nh3\nkept\nnull\nsdb\n/y/null 1 3\n3\n1\n1 3 600\nblock special file 8 10 5:6\n")
+	if e := o.entries["y/sdc"]; e.Header == nil || e.Typeflag != tar.TypeBlock || e.Devmajor != 8 || e.Devminor != 16 || e.Uid != 5 {
+		t.Errorf("the renamed device: %+v", e.Header)
+	}
 	if e := o.entries["y/null"]; e.Header == nil || e.Typeflag != tar.TypeChar || e.Devminor != 3 {
 		t.Errorf("the copied-up device: %+v", e.Header)
 	}
