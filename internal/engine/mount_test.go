@@ -156,11 +156,7 @@ func content(t *testing.T, fs tree.Tree, name string) string {
 	return string(b)
 }
 
-<<<<<<< HEAD
 func boundFiles(change ...string) map[string]memtree.File {
-=======
-func mountable(change ...string) map[string]memtree.File {
->>>>>>> mounts
 	files := map[string]memtree.File{
 		"used/f": {Data: "used"}, "used/link": memtree.Symlink("f"), "other": {Data: "other"},
 	}
@@ -188,7 +184,6 @@ func TestMountContextKey(t *testing.T) {
 			t.Error("the mount point is in the result")
 		}
 	}
-<<<<<<< HEAD
 	build(boundFiles(), "used", "usedused", 1)
 	build(boundFiles(), "used", "usedused", 0)
 	build(boundFiles("other", "changed", "new", "x"), "used", "usedused", 0)
@@ -196,15 +191,6 @@ func TestMountContextKey(t *testing.T) {
 	build(boundFiles(), "used/link", "used", 1)
 	build(boundFiles("other", "changed"), "used/link", "used", 0)
 	build(boundFiles("used/f", "again"), "used/link", "again", 1)
-=======
-	build(mountable(), "used", "usedused", 1)
-	build(mountable(), "used", "usedused", 0)
-	build(mountable("other", "changed", "new", "x"), "used", "usedused", 0)
-	build(mountable("used/f", "changed"), "used", "changedchanged", 1)
-	build(mountable(), "used/link", "used", 1)
-	build(mountable("other", "changed"), "used/link", "used", 0)
-	build(mountable("used/f", "again"), "used/link", "again", 1)
->>>>>>> mounts
 }
 
 // TestMountStageKey: a mounted part of a stage counts by its content, however it came about.
@@ -224,17 +210,10 @@ func TestMountStageKey(t *testing.T) {
 			t.Errorf("got %q, want %q", got, want)
 		}
 	}
-<<<<<<< HEAD
 	build(boundFiles(), 1)
 	build(boundFiles("other", "changed"), 0)
 	build(boundFiles("used/f", "changed"), 1)
 	build(boundFiles("used/new", "changed"), 1)
-=======
-	build(mountable(), 1)
-	build(mountable("other", "changed"), 0)
-	build(mountable("used/f", "changed"), 1)
-	build(mountable("used/new", "changed"), 1)
->>>>>>> mounts
 }
 
 // TestMountFieldsInKey: another place, and other rights, are another step.
@@ -256,11 +235,7 @@ func TestMountFieldsInKey(t *testing.T) {
 				ins = append(ins, g.add(&engine.Local{Name: "context"}))
 			}
 			g.run("ls -d /m /n > /out 2>/dev/null; true", []engine.Mount{m}, ins...)
-<<<<<<< HEAD
 			_, n, _, err := b.solve(t, boundFiles(), &g.Graph)
-=======
-			_, n, _, err := b.solve(t, mountable(), &g.Graph)
->>>>>>> mounts
 			if err != nil || n != 1-again {
 				t.Errorf("mount %d: %d steps, want %d; %v", i, n, 1-again, err)
 			}
@@ -279,11 +254,7 @@ func TestMountSessions(t *testing.T) {
 	two := g.run("cat /m/f > /two; echo x > /m/f", m, one, local)
 	three := g.run("ls /m > /three 2>&1; true", nil, two)
 	g.run("cat /t/one /m/f > /four", []engine.Mount{{Dest: "/m", Input: 1, Source: "used"}, {Dest: "/t", Input: 0, Source: "."}}, three, local)
-<<<<<<< HEAD
 	fs, steps, starts, err := b.solve(t, boundFiles(), &g.Graph)
-=======
-	fs, steps, starts, err := b.solve(t, mountable(), &g.Graph)
->>>>>>> mounts
 	if err != nil || steps != 4 || starts != 3 {
 		t.Fatalf("%d steps in %d sessions: %v", steps, starts, err)
 	}
@@ -310,11 +281,7 @@ func TestMountErrors(t *testing.T) {
 			m.Input, ins = 0, ins[:1]
 		}
 		g.run("true", []engine.Mount{m}, ins...)
-<<<<<<< HEAD
 		_, _, _, err := b.solve(t, boundFiles(), &g.Graph)
-=======
-		_, _, _, err := b.solve(t, mountable(), &g.Graph)
->>>>>>> mounts
 		var d *diag.Error
 		if !errors.As(err, &d) || diag.ExitCode(err) != diag.ExitDockerfile || !strings.Contains(err.Error(), `"/no/such": not found`) {
 			t.Errorf("%s: %v", name, err)
