@@ -52,12 +52,18 @@ func Run(ctx context.Context, env Env, req Request) (*Result, error) {
 	return res, nil
 }
 
-// cause prefers the reason why a context ended to what that led to.
+// cause prefers the reason why a context ended to what that led to. A time that
+// is over keeps the place in the Dockerfile where it was.
 func cause(ctx context.Context, err error) error {
-	if c := context.Cause(ctx); c != nil && errors.Is(err, context.Canceled) {
-		return c
+	c := context.Cause(ctx)
+	if c == nil || !errors.Is(err, context.Canceled) && !errors.Is(err, context.DeadlineExceeded) {
+		return err
 	}
-	return err
+	var have *diag.Error
+	if !errors.Is(c, context.Canceled) && errors.As(err, &have) && have.At != nil {
+		return &diag.Error{Err: c, At: have.At, Code: diag.ExitCode(c)}
+	}
+	return c
 }
 
 // Plan makes the plan of a build and describes it, without building.
