@@ -2,6 +2,7 @@ package build
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -37,10 +38,7 @@ func Run(ctx context.Context, env Env, req Request) (*Result, error) {
 	}
 	res, err := run(ctx, env, req)
 	if err != nil {
-		if cause := context.Cause(ctx); cause != nil {
-			err = cause // and not what it led to
-		}
-		return nil, err
+		return nil, because(ctx, err)
 	}
 	return res, nil
 }
@@ -56,6 +54,20 @@ func run(ctx context.Context, env Env, req Request) (*Result, error) {
 		return nil, err
 	}
 	return j.run(ctx, plan)
+}
+
+// because prefers the reason why a context ended to what that led to. A time
+// that is over keeps the place in the Dockerfile where it was.
+func because(ctx context.Context, err error) error {
+	c := context.Cause(ctx)
+	if c == nil {
+		return err
+	}
+	var have *diag.Error
+	if !errors.Is(c, context.Canceled) && errors.As(err, &have) && have.At != nil {
+		return &diag.Error{Err: c, At: have.At, Code: diag.ExitCode(c)}
+	}
+	return c
 }
 
 // Plan makes the plan of a build and describes it, without building.

@@ -27,7 +27,7 @@ import (
 )
 
 // patience is how long one build may take on a machine that does other things too.
-const patience = 5 * time.Minute
+const patience = 2 * time.Minute
 
 // files is a build context: name to content.
 type files map[string]string
