@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"strings"
 
@@ -17,6 +18,7 @@ import (
 	"github.com/kiln-build/kiln/internal/layer"
 	"github.com/kiln-build/kiln/internal/progress"
 	"github.com/kiln-build/kiln/internal/registry"
+	"github.com/kiln-build/kiln/internal/registry/auth"
 	"github.com/kiln-build/kiln/internal/sandbox/gvisor"
 )
 
@@ -76,14 +78,15 @@ func (a *App) request(f *buildFlags) (build.Request, error) {
 		}
 		req.Platforms = append(req.Platforms, pl)
 	}
-	// As docker does it: the environment's proxies are build arguments, and
-	// so is SOURCE_DATE_EPOCH.
-	for _, k := range []string{"HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "NO_PROXY", "ALL_PROXY", "SOURCE_DATE_EPOCH"} {
-		for _, k := range []string{k, strings.ToLower(k)} {
-			if v := a.Getenv(k); v != "" && k != "source_date_epoch" {
-				req.BuildArgs[k] = v
-			}
-		}
+	// As docker does it: proxies for RUN steps come from its config, never from
+	// the builder's own environment, where they may have a password.
+	proxies, err := auth.Proxies()
+	if err != nil {
+		return req, err
+	}
+	maps.Copy(req.BuildArgs, proxies)
+	if v := a.Getenv("SOURCE_DATE_EPOCH"); v != "" {
+		req.BuildArgs["SOURCE_DATE_EPOCH"] = v
 	}
 	for _, kv := range f.BuildArgs {
 		k, v, ok := strings.Cut(kv, "=")

@@ -170,6 +170,7 @@ type configFile struct {
 	Auths       map[string]authEntry `json:"auths"`
 	CredsStore  string               `json:"credsStore"`
 	CredHelpers map[string]string    `json:"credHelpers"`
+	Proxies     map[string]proxies   `json:"proxies"`
 
 	source string
 }
