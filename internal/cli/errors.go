@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"syscall"
 
 	"github.com/kiln-build/kiln/internal/diag"
 	"github.com/kiln-build/kiln/internal/progress"
@@ -16,6 +17,9 @@ import (
 func PrintError(w io.Writer, err error) {
 	var b strings.Builder
 	at, hint := details(err)
+	if hint == "" {
+		hint = diskHint(err)
+	}
 	if at != nil {
 		excerpt(&b, at)
 	}
@@ -49,6 +53,14 @@ func details(err error) (at *diag.Location, hint string) {
 		err = d.Err
 	}
 	return at, hint
+}
+
+// diskHint is for a full disk that whoever found it had nothing to say about.
+func diskHint(err error) string {
+	if !errors.Is(err, syscall.ENOSPC) && !errors.Is(err, syscall.EDQUOT) {
+		return ""
+	}
+	return "The disk is full. If it is the store's, `kiln prune` removes what no image needs, and --root names another."
 }
 
 // excerpt shows the lines of at with some around them, in BuildKit's form.
