@@ -115,6 +115,7 @@ func manyDevices() (all []tarEntry) {
 // TestLyingRegistry: answers that are not what was asked for.
 func TestLyingRegistry(t *testing.T) {
 	guard(t)
+	t.Parallel() // it waits for retries most of the time
 	bed := kilnrun.Open(t, busybox)
 	reg := registrytest.New(t, registrytest.Options{})
 	pushBases(t, reg.Host(), busybox)
@@ -191,14 +192,14 @@ func TestLyingRegistry(t *testing.T) {
 			w.Header().Set("Location", "file:///etc/passwd")
 			w.WriteHeader(http.StatusTemporaryRedirect)
 		}}, codes: pull, says: "."},
-		{name: "manifest stalls", fault: registrytest.Fault{Method: "GET", Path: manifest, Stall: true}, codes: []int{diag.ExitTimeout}, says: "Dockerfile:1: .*--timeout 5s", args: []string{"--timeout", "5s"}},
-		{name: "layer stalls", fault: registrytest.Fault{Method: "GET", Path: blobs, Skip: 1, Stall: true}, codes: []int{diag.ExitTimeout}, says: "--timeout 5s", args: []string{"--timeout", "5s"}},
+		{name: "manifest stalls", fault: registrytest.Fault{Method: "GET", Path: manifest, Stall: true}, codes: []int{diag.ExitTimeout}, says: "Dockerfile:1: .*--timeout 3s", args: []string{"--timeout", "3s"}},
+		{name: "layer stalls", fault: registrytest.Fault{Method: "GET", Path: blobs, Skip: 1, Stall: true}, codes: []int{diag.ExitTimeout}, says: "--timeout 3s", args: []string{"--timeout", "3s"}},
 		{name: "layer stalls in the middle", fault: registrytest.Fault{Method: "GET", Path: blobs, Skip: 1, Serve: func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 			w.Header().Set("Content-Length", "1148646")
 			_, _ = w.Write(make([]byte, 1000))
 			_ = http.NewResponseController(w).Flush()
 			<-r.Context().Done()
-		}}, codes: []int{diag.ExitTimeout}, says: "--timeout 5s", args: []string{"--timeout", "5s"}},
+		}}, codes: []int{diag.ExitTimeout}, says: "--timeout 3s", args: []string{"--timeout", "3s"}},
 		{name: "resets", fault: registrytest.Fault{Reset: true}, codes: pull, says: reg.Host()},
 		{name: "layer resets always", fault: registrytest.Fault{Method: "GET", Path: blobs, Skip: 1, Truncate: true, After: 10}, codes: pull, says: "sha256:"},
 		{name: "layer resets twice", fault: registrytest.Fault{Method: "GET", Path: blobs, Skip: 1, Times: 2, Truncate: true, After: 100000}, codes: []int{0}},

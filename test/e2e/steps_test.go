@@ -47,6 +47,7 @@ RUN test "$(id -u)" = 1234 && test "$HOME" = /home/worker && touch mine && test 
 // TestRootInside: what build steps do as root, they can do.
 func TestRootInside(t *testing.T) {
 	guard(t)
+	t.Parallel()
 	bed := kilnrun.Open(t, debian)
 	dir := files{"Dockerfile": rootWork}.write(t, filepath.Join(bed.Dir, "context"))
 	ref, out := bed.Build(t, dir, "root-inside")
