@@ -144,8 +144,14 @@ func (u *unpacking) fetch(ctx context.Context, f Fetcher) error {
 // for then this is why its content makes no sense.
 func (u *unpacking) checkBlob(ctx context.Context, in io.Reader, blob *store.BlobWriter, err error) error {
 	want := u.l.Blob
-	if err != nil && drain(ctx, in, err) != nil {
-		return err
+	if err != nil {
+		if derr := drain(ctx, in, err); derr != nil {
+			var told *diag.Error
+			if errors.As(derr, &told) {
+				return derr // whom it was fetched from knows better what is wrong
+			}
+			return err
+		}
 	}
 	switch {
 	case blob.Size() > want.Size:
