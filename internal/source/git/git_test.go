@@ -27,8 +27,8 @@ import (
 type server struct {
 	t    *testing.T
 	root string
-	url  string // http
-	auth string // the Authorization header to insist on
+	url  string                 // http
+	auth atomic.Pointer[string] // the Authorization header to insist on
 	seen atomic.Value
 }
 
@@ -45,7 +45,7 @@ func newServer(t *testing.T) *server {
 	hs := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		got := r.Header.Get("Authorization")
 		s.seen.Store(got)
-		if s.auth != "" && got != s.auth {
+		if want := s.auth.Load(); want != nil && got != *want {
 			w.Header().Set("WWW-Authenticate", "Basic")
 			w.WriteHeader(http.StatusUnauthorized)
 			return
@@ -62,6 +62,9 @@ func newServer(t *testing.T) *server {
 	s.url = hs.URL
 	return s
 }
+
+// insist makes the server want an Authorization header.
+func (s *server) insist(auth string) { s.auth.Store(&auth) }
 
 // git runs git in a repository, as its author.
 func (s *server) git(repo string, args ...string) string {
@@ -412,7 +415,7 @@ func TestUserConfigurationIsNotSeen(t *testing.T) {
 	if _, err := fetch(t, s.url+"/r.git", Options{Env: env}); err != nil {
 		t.Error(err)
 	}
-	s.auth = "Basic never"
+	s.insist("Basic never")
 	if _, err := fetch(t, s.url+"/r.git", Options{Env: env}); err == nil {
 		t.Error("fetched without credentials")
 	}
@@ -438,7 +441,7 @@ func TestAuthentication(t *testing.T) {
 		"header":            {with("me:other"), "Bearer SECRET", Options{Header: "Bearer SECRET", Token: "other"}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s.auth = tc.want
+			s.insist(tc.want)
 			g, err := fetch(t, tc.url, tc.o)
 			if err != nil {
 				t.Fatal(err)
@@ -446,7 +449,7 @@ func TestAuthentication(t *testing.T) {
 			if content(t, g, "lib/lib") != "library" {
 				t.Error("the submodule on the same server was not fetched")
 			}
-			s.auth = "Basic other"
+			s.insist("Basic other")
 			_, err = fetch(t, tc.url, tc.o)
 			var d *diag.Error
 			if !errors.As(err, &d) || !strings.Contains(d.Hint, "token") {
@@ -463,7 +466,7 @@ func TestAuthentication(t *testing.T) {
 	s.repo("far.git", "f=x", ".gitmodules=[submodule \"m\"]\n\tpath = m\n\turl = "+other.url+"/elsewhere.git\n")
 	s.git("far.git", "update-index", "--add", "--cacheinfo", "160000,"+other.git("elsewhere.git", "rev-parse", "HEAD")+",m")
 	s.git("far.git", "commit", "-qm", "x")
-	s.auth = "Bearer SECRET"
+	s.insist("Bearer SECRET")
 	if _, err := fetch(t, s.url+"/far.git", Options{Header: "Bearer SECRET"}); err != nil {
 		t.Error(err)
 	}
