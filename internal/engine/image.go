@@ -135,7 +135,8 @@ func (r *run) save(ctx context.Context, key digest.Digest, ls []image.Layer) err
 
 // at adds the operation's place in the Dockerfile to an error, unless it has one.
 func (r *run) at(ctx context.Context, op *Op, err error) error {
-	if cause := context.Cause(ctx); cause != nil && errors.Is(err, cause) {
+	cause := context.Cause(ctx)
+	if timeout := diag.ExitCode(cause) == diag.ExitTimeout && r.states[op].ran; cause != nil && errors.Is(err, cause) && !timeout {
 		return err // it is not this operation's
 	}
 	e := &diag.Error{Err: err, At: op.At}
