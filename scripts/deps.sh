@@ -1,16 +1,17 @@
 #!/bin/bash
-# Installs what the tests need from Debian, by purpose: deps.sh [base] [oracle] [e2e] [race] [k8s] (all but k8s by default).
+# Installs what the tests need from Debian, by purpose: deps.sh [base] [unit] [oracle] [e2e] [race] [k8s] [k8s] (all but k8s by default).
 # Not as root: says what is missing and fails.
 set -euo pipefail
 declare -A PACKAGES=(
   [base]="mmdebstrap ca-certificates xz-utils"                      # base images
+  [unit]="busybox-static tmux erofs-utils git zstd bzip2 xz-utils"    # what the packages' tests compare with
   [oracle]="runc skopeo umoci buildah git"                           # BuildKit's runtime, second opinions
   [e2e]="strace bzip2 xz-utils git attr libcap2-bin"                 # test contexts and assertions
   [race]="gcc libc6-dev"                                             # the race detector
   [k8s]="openssl iproute2"                                           # a node of Kubernetes
 )
 want=()
-for p in "${@:-base oracle e2e race}"; do
+for p in "${@:-base unit oracle e2e race}"; do
   for q in $p; do
     [ -n "${PACKAGES[$q]:-}" ] || { echo "deps.sh: no purpose $q; there are: ${!PACKAGES[*]}" >&2; exit 2; }
     want+=(${PACKAGES[$q]})
