@@ -1,5 +1,5 @@
 #!/bin/bash
-# Installs what the tests need from Debian, by purpose: deps.sh [base] [unit] [oracle] [e2e] [race] [k8s] [k8s] (all but k8s by default).
+# Installs what the tests need from Debian, by purpose: deps.sh [base] [unit] [oracle] [e2e] [race] [k8s] (all but k8s by default).
 # Not as root: says what is missing and fails.
 set -euo pipefail
 declare -A PACKAGES=(
