@@ -19,11 +19,8 @@ import (
 	"github.com/kiln-build/kiln/internal/tree"
 )
 
-// Defaults of a RUN step, as BuildKit has them.
-const (
-	defaultHostname = "buildkitsandbox"
-	defaultPath     = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-)
+// defaultPath is a RUN step's PATH if the image says nothing, as BuildKit has it.
+const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 // session is a booted sandbox whose file system is the result of an operation.
 type session struct {
@@ -104,7 +101,7 @@ func setDefault(env []string, k, v string) []string {
 func (r *run) sessionConfig(x *Exec) sandbox.Config {
 	host := x.Hostname
 	if host == "" {
-		host = defaultHostname
+		host = sandbox.DefaultHostname
 	}
 	hosts := fmt.Sprintf("127.0.0.1\tlocalhost %s\n::1\tlocalhost ip6-localhost ip6-loopback\n", host)
 	for _, h := range x.Hosts {

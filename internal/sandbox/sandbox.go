@@ -42,6 +42,9 @@ type Session interface {
 	Close() error
 }
 
+// DefaultHostname is BuildKit's.
+const DefaultHostname = "buildkitsandbox"
+
 // Config describes a session.
 type Config struct {
 	// Layers are paths of layer files, the bottom first. May be empty (scratch).
@@ -52,7 +55,7 @@ type Config struct {
 	// Network: whether processes share the builder's network; if not they
 	// have a loopback interface alone.
 	Network bool
-	// Hostname of the session; empty: "buildkitsandbox", as BuildKit has it.
+	// Hostname of the session; empty: DefaultHostname.
 	Hostname string
 	// Files are shown read-only over the image's and are never part of a
 	// layer: absolute path → content. The engine gives /etc/resolv.conf,

@@ -17,9 +17,6 @@ import (
 	"github.com/kiln-build/kiln/internal/sandbox/gvisor/wire"
 )
 
-// defaultHostname is BuildKit's.
-const defaultHostname = "buildkitsandbox"
-
 // start boots a session on a platform.
 // selfTest has it prove first that it can run a process. c.Dir may be empty:
 // the session then can run, but not take changes to speak of.
@@ -75,7 +72,7 @@ func (s *Sandbox) start(ctx context.Context, platform string, c sandbox.Config, 
 func wireConfig(platform string, c sandbox.Config) wire.Config {
 	w := wire.Config{Platform: platform, Layers: len(c.Layers), Network: c.Network, Hostname: c.Hostname}
 	if w.Hostname == "" {
-		w.Hostname = defaultHostname
+		w.Hostname = sandbox.DefaultHostname
 	}
 	for path, content := range c.Files {
 		w.Files = append(w.Files, wire.File{Path: wire.Text(path), Content: content})
