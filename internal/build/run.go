@@ -21,7 +21,6 @@ import (
 	"github.com/kiln-build/kiln/internal/frontend"
 	"github.com/kiln-build/kiln/internal/image"
 	"github.com/kiln-build/kiln/internal/layer"
-	"github.com/kiln-build/kiln/internal/sandbox"
 	"github.com/kiln-build/kiln/internal/source"
 	"github.com/kiln-build/kiln/internal/source/local"
 	"github.com/kiln-build/kiln/internal/tree"
@@ -93,6 +92,19 @@ func Plan(ctx context.Context, env Env, req Request) (string, error) {
 	return b.String(), nil
 }
 
+// Tree implements frontend.Files.
+func (j *job) Tree(ctx context.Context, def *frontend.Definition) (tree.Tree, error) {
+	g, err := llb.Decode(def)
+	if err != nil {
+		return nil, err
+	}
+	res, err := j.solver.Solve(ctx, g, nil)
+	if err != nil {
+		return nil, err
+	}
+	return j.solver.Tree(ctx, res)
+}
+
 // job is one build.
 type job struct {
 	Env
@@ -100,7 +112,9 @@ type job struct {
 	outputs []output
 	epoch   *time.Time
 	images  *images
+	trees   source.Trees
 	input   frontend.Input
+	solver  *engine.Solver
 	opening sync.Once
 	pushes  []*export.Push
 	openErr error
@@ -129,10 +143,17 @@ func newJob(ctx context.Context, env Env, req Request) (_ *job, err error) {
 	if err := j.open(ctx); err != nil {
 		return nil, err
 	}
+	j.solver = engine.New(engine.Config{
+		Store: j.Store, Cache: cache.NewLocal(j.Store), Images: j.images, Contexts: j.trees, Sandbox: j.Sandbox,
+		ResolvConf: resolvConf(), Progress: j.Progress,
+	})
 	return j, nil
 }
 
 func (j *job) close() {
+	if j.solver != nil {
+		j.closers = append([]func() error{j.solver.Close}, j.closers...)
+	}
 	for _, c := range j.closers {
 		if err := c(); err != nil {
 			j.Progress.Warn("close: " + err.Error())
@@ -159,11 +180,12 @@ func (j *job) open(ctx context.Context) error {
 		return err
 	}
 	j.closers = append([]func() error{src.Close}, j.closers...)
+	j.trees = source.Trees{frontend.ContextName: src.Tree, frontend.DockerfileName: src.DockerfileTree}
 	j.input = frontend.Input{
 		Filename: src.DockerfileName, BuildArgs: j.req.BuildArgs, Labels: j.req.Labels, Target: j.req.Target,
 		Platforms: j.req.Platforms, NoCache: j.req.NoCache, Network: j.req.Network, AddHosts: j.req.AddHosts,
 		NamedContexts: map[string]string{}, NoIgnoreFile: !src.Ignore,
-		Trees: map[string]tree.Tree{frontend.ContextName: src.Tree, frontend.DockerfileName: src.DockerfileTree},
+		Contexts: j.trees, Files: j,
 	}
 	for name, value := range j.req.Contexts {
 		if err := j.openNamed(ctx, name, value); err != nil {
@@ -186,7 +208,7 @@ func (j *job) openNamed(ctx context.Context, name, value string) error {
 		}
 		j.closers = append(j.closers, t.Close)
 		id := "named-" + name
-		j.input.Trees[id] = t
+		j.trees[id] = t
 		j.input.NamedContexts[name] = "local:" + id
 	case kind == "docker-image":
 		j.input.NamedContexts[name] = value
@@ -275,11 +297,11 @@ func (j *job) platform(ctx context.Context, p frontend.PlatformPlan) (*image.Ima
 	up := newUploads(j, cancel)
 	defer up.wait()
 	defer cancel(nil)
-	layers, err := engine.Solve(ctx, engine.Config{
-		Store: j.Store, Cache: cache.NewLocal(j.Store), Images: j.images, Trees: j.input.Trees,
-		Sandbox:    func(context.Context) (sandbox.Sandbox, error) { return j.Sandbox, nil },
-		ResolvConf: resolvConf(), Progress: j.Progress, OnLayers: func(ls []image.Layer) { up.begin(ctx, ls) },
-	}, g)
+	res, err := j.solver.Solve(ctx, g, func(ls []image.Layer) { up.begin(ctx, ls) })
+	if err != nil {
+		return nil, err
+	}
+	layers, err := j.solver.Layers(ctx, res)
 	if err != nil {
 		return nil, err
 	}

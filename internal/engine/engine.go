@@ -15,87 +15,40 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"runtime"
 	"sync"
 
 	"github.com/opencontainers/go-digest"
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sync/semaphore"
 
-	"github.com/kiln-build/kiln/internal/cache"
 	"github.com/kiln-build/kiln/internal/diag"
 	"github.com/kiln-build/kiln/internal/image"
-	"github.com/kiln-build/kiln/internal/layer"
 	"github.com/kiln-build/kiln/internal/progress"
-	"github.com/kiln-build/kiln/internal/sandbox"
-	"github.com/kiln-build/kiln/internal/store"
-	"github.com/kiln-build/kiln/internal/tree"
 )
 
-// Images resolves and fetches the images that a build starts from.
-type Images interface {
-	Resolve(ctx context.Context, ref string, p ocispec.Platform) (*image.Image, error)
-	ResolveLayout(ctx context.Context, store string, d digest.Digest, p ocispec.Platform) (*image.Image, error)
-	image.Fetcher
-}
-
-// Config is what the engine works with. All fields but the last three are needed.
-type Config struct {
-	Store  *store.Store
-	Cache  cache.Index
-	Images Images
-	// Sandbox is asked for when the first RUN step is to run, and once.
-	Sandbox func(ctx context.Context) (sandbox.Sandbox, error)
-	// Trees are the local contexts by name.
-	Trees map[string]tree.Tree
-	// ResolvConf is shown to RUN steps as /etc/resolv.conf.
-	ResolvConf []byte
-
-	Progress *progress.Recorder
-	// Parallel bounds the RUN steps that run at the same time; 0: as many as there are CPUs, two at least.
-	Parallel int
-	// OnLayers is told, while the build goes on, of layers that the result
-	// will have, from the bottom: each call repeats and extends the one before.
-	OnLayers func([]image.Layer)
-}
-
-// Solve computes the graph's target and returns the layers of its file system.
-// Every layer is in the store, or can be fetched from its origin.
-func Solve(ctx context.Context, c Config, g *Graph) ([]image.Layer, error) {
+// Solve computes the graph's target.
+func (s *Solver) Solve(ctx context.Context, g *Graph, onLayers OnLayers) (Result, error) {
 	if g.Target.Op == nil {
-		return nil, nil
-	}
-	n := c.Parallel
-	if n == 0 {
-		n = max(2, runtime.NumCPU())
+		return Result{}, nil
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	r := &run{
-		Config: c, fail: cancel, slots: semaphore.NewWeighted(int64(n)), states: map[*Op]*state{},
-		readers: map[digest.Digest]*layer.Reader{}, contexts: map[*Local]tree.Tree{}, sessions: map[*Op]*session{},
-		sandboxOnce: sync.OnceValues(func() (sandbox.Sandbox, error) { return c.Sandbox(ctx) }),
-	}
+	r := &run{Solver: s, fail: cancel, onLayers: onLayers, states: map[*Op]*state{}, sessions: map[*Op]*session{}}
 	defer r.close()
 	r.prepare(g)
 	out, err := r.eval(ctx, g.Target.Op)
-	if err == nil && out.context != nil {
-		err = errors.New("the result of the build is a build context, and not a root file system")
-	}
 	if cause := context.Cause(ctx); cause != nil {
 		if errors.Is(err, cause) && diag.ExitCode(cause) == diag.ExitTimeout {
-			return nil, err // the cause, and the step that took so long
+			return Result{}, err // the cause, and the step that took so long
 		}
-		return nil, cause // the first failure, or why the build was ended
+		return Result{}, cause // the first failure, or why the build was ended
 	}
 	if err != nil {
-		return nil, err
+		return Result{}, err
 	}
 	for _, op := range g.Ops {
 		r.states[op].step.Cached() // whatever was not needed
 	}
-	return out.layers, nil
+	return out, nil
 }
 
 // prepare makes the states of all operations.
@@ -137,18 +90,14 @@ func base(op *Op) *Op {
 
 // run is one Solve.
 type run struct {
-	Config
-	fail        context.CancelCauseFunc // ends everything that the run does
-	slots       *semaphore.Weighted
-	states      map[*Op]*state
-	sandboxOnce func() (sandbox.Sandbox, error)
-	background  sync.WaitGroup
+	*Solver
+	fail       context.CancelCauseFunc // ends everything that the run does
+	onLayers   OnLayers
+	states     map[*Op]*state
+	background sync.WaitGroup
 
-	mu       sync.Mutex
-	contexts map[*Local]tree.Tree
-	readers  map[digest.Digest]*layer.Reader
-	sessions map[*Op]*session
-	bound    map[bound]image.Layer // parts of build contexts that were mounted
+	sessionMu sync.Mutex
+	sessions  map[*Op]*session
 }
 
 // state is what a run knows about one operation.
@@ -170,34 +119,24 @@ type state struct {
 
 	ran      bool // its own work has begun, and failed
 	evalOnce sync.Once
-	out      snapshot
+	out      Result
 	err      error
 }
 
-// snapshot is the result of an operation: the layers of a root file system,
-// the bottom first, or a build context.
-type snapshot struct {
-	layers  []image.Layer
-	context tree.Tree // nil unless it is a context
-}
-
 func (r *run) close() {
-	r.mu.Lock()
+	r.sessionMu.Lock()
 	for _, s := range r.sessions {
 		r.closeSession(s)
 	}
 	r.sessions = nil
-	r.mu.Unlock()
+	r.sessionMu.Unlock()
 	r.background.Wait()
-	for _, l := range r.readers {
-		l.Close()
-	}
 }
 
 // eval computes an operation, once.
-func (r *run) eval(ctx context.Context, op *Op) (snapshot, error) {
+func (r *run) eval(ctx context.Context, op *Op) (Result, error) {
 	if op == nil {
-		return snapshot{}, nil
+		return Result{}, nil
 	}
 	s := r.states[op]
 	s.evalOnce.Do(func() {
@@ -206,8 +145,8 @@ func (r *run) eval(ctx context.Context, op *Op) (snapshot, error) {
 			s.err = r.failed(ctx, s, s.err)
 			return
 		}
-		if s.inResult && r.OnLayers != nil {
-			r.OnLayers(s.out.layers)
+		if s.inResult && r.onLayers != nil && s.out.context == nil {
+			r.onLayers(s.out.Layers)
 		}
 	})
 	return s.out, s.err
@@ -226,62 +165,73 @@ func (r *run) failed(ctx context.Context, s *state, err error) error {
 	return err
 }
 
-func (r *run) compute(ctx context.Context, s *state) (snapshot, error) {
+func (r *run) compute(ctx context.Context, s *state) (Result, error) {
 	switch do := s.op.Do.(type) {
 	case *Local:
-		t, err := r.local(do)
+		t, err := r.local(ctx, do)
 		if err != nil {
-			return snapshot{}, err
+			return Result{}, err
 		}
 		s.step.Start()
 		s.step.Done(nil)
-		return snapshot{context: t}, nil
+		return Result{context: t, local: do}, nil
 	case *Image, *Layout:
 		return r.image(ctx, s)
 	}
 	key, err := r.keyOf(ctx, s.op)
 	if err != nil {
-		return snapshot{}, err
+		return Result{}, err
 	}
 	if !s.forced {
 		if hit, err := r.lookup(ctx, s, key); hit != nil || err != nil {
-			return snapshot{layers: hit}, err
+			return Result{Layers: hit}, err
 		}
+	}
+	// Of several Solves that want it now, one does it.
+	unlock, err := r.flights.lock(ctx, key)
+	if err != nil {
+		return Result{}, err
+	}
+	defer unlock()
+	if done := r.flights.finished(key); done != nil {
+		s.step.Cached()
+		return Result{Layers: done}, nil
 	}
 	ins, err := r.inputs(ctx, s.op)
 	if err != nil {
-		return snapshot{}, err
+		return Result{}, err
 	}
 	content, err := r.contentKey(ctx, s.op, ins)
 	if err != nil {
-		return snapshot{}, err
+		return Result{}, err
 	}
 	var hit []image.Layer
 	if !s.op.IgnoreCache {
 		if hit, err = r.lookup(ctx, s, content); err != nil {
-			return snapshot{}, err
+			return Result{}, err
 		}
 	}
 	if hit == nil {
 		if hit, err = r.do(ctx, s, ins); err != nil {
 			s.ran = true
-			return snapshot{}, err
+			return Result{}, err
 		}
 		if err := r.save(ctx, content, hit); err != nil {
-			return snapshot{}, err
+			return Result{}, err
 		}
 		s.step.Done(nil)
 	}
 	if err := r.save(ctx, key, hit); err != nil {
-		return snapshot{}, err
+		return Result{}, err
 	}
-	return snapshot{layers: hit}, nil
+	r.flights.finish(key, hit)
+	return Result{Layers: hit}, nil
 }
 
 // inputs computes all inputs of op at the same time. What one begins may
 // outlive this (a sandbox's session), so they share the run's context.
-func (r *run) inputs(ctx context.Context, op *Op) ([]snapshot, error) {
-	out := make([]snapshot, len(op.Inputs))
+func (r *run) inputs(ctx context.Context, op *Op) ([]Result, error) {
+	out := make([]Result, len(op.Inputs))
 	var g errgroup.Group
 	for i, in := range op.Inputs {
 		g.Go(func() (err error) {
@@ -292,7 +242,7 @@ func (r *run) inputs(ctx context.Context, op *Op) ([]snapshot, error) {
 	return out, g.Wait()
 }
 
-func (r *run) do(ctx context.Context, s *state, ins []snapshot) ([]image.Layer, error) {
+func (r *run) do(ctx context.Context, s *state, ins []Result) ([]image.Layer, error) {
 	s.step.Start()
 	switch do := s.op.Do.(type) {
 	case *Exec:
@@ -300,11 +250,9 @@ func (r *run) do(ctx context.Context, s *state, ins []snapshot) ([]image.Layer, 
 	case *File:
 		return r.file(ctx, do, ins)
 	case *Merge:
-		ls := []image.Layer{} // not nil, which would be a miss
-		for _, in := range ins {
-			ls = append(ls, in.layers...)
-		}
-		return ls, nil
+		return r.merge(ctx, ins)
+	case *Diff:
+		return r.diff(ctx, ins)
 	default:
 		return nil, fmt.Errorf("operation %T is not known", do)
 	}

@@ -30,19 +30,20 @@ type session struct {
 }
 
 // exec runs a step, in the session of the step before it if there is one.
-func (r *run) exec(ctx context.Context, s *state, x *Exec, ins []snapshot) ([]image.Layer, error) {
-	var root snapshot
+func (r *run) exec(ctx context.Context, s *state, x *Exec, ins []Result) ([]image.Layer, error) {
+	var root Result
 	if len(ins) > 0 {
-		root = ins[0]
-	}
-	if root.context != nil {
-		return nil, errors.New("a build context cannot be the root file system of a RUN step")
+		ls, err := r.Layers(ctx, ins[0])
+		if err != nil {
+			return nil, err
+		}
+		root.Layers = ls
 	}
 	if p := x.Platform; p.OS != "linux" || p.Architecture != runtime.GOARCH {
 		return nil, diag.New(diag.ExitStep, "a RUN step for %s/%s cannot run on this linux/%s machine", p.OS, p.Architecture, runtime.GOARCH).
 			WithHint("build this platform on a machine of its kind, or do the work in a stage FROM --platform=$BUILDPLATFORM")
 	}
-	fsys, err := r.treeOf(ctx, root)
+	fsys, err := r.Tree(ctx, root)
 	if err != nil {
 		return nil, err
 	}
@@ -61,7 +62,7 @@ func (r *run) exec(ctx context.Context, s *state, x *Exec, ins []snapshot) ([]im
 		return nil, context.Cause(ctx)
 	}
 	defer r.slots.Release(1)
-	ses, err := r.startSession(ctx, s, x, root.layers, mounts)
+	ses, err := r.startSession(ctx, s, x, root.Layers, mounts)
 	if err != nil {
 		return nil, err
 	}
@@ -74,7 +75,7 @@ func (r *run) exec(ctx context.Context, s *state, x *Exec, ins []snapshot) ([]im
 	}
 	r.keepSession(s, ses)
 	l.Created = time.Now().UTC()
-	return append(slices.Clip(root.layers), l), nil
+	return append(slices.Clip(root.Layers), l), nil
 }
 
 func process(fsys tree.Tree, x *Exec) (sandbox.Process, error) {
@@ -126,20 +127,16 @@ func (r *run) startSession(ctx context.Context, s *state, x *Exec, layers []imag
 	c := r.sessionConfig(x)
 	c.Mounts = mounts
 	if len(s.op.Inputs) > 0 {
-		r.mu.Lock()
+		r.sessionMu.Lock()
 		old := r.sessions[s.op.Inputs[0].Op]
 		delete(r.sessions, s.op.Inputs[0].Op)
-		r.mu.Unlock()
+		r.sessionMu.Unlock()
 		if old != nil && sameConfig(old.config, c) {
 			return old, nil
 		}
 		if old != nil {
 			r.closeSession(old)
 		}
-	}
-	sb, err := r.sandboxOnce()
-	if err != nil {
-		return nil, err
 	}
 	dir, cleanup, err := r.Store.TempDir("run")
 	if err != nil {
@@ -150,12 +147,12 @@ func (r *run) startSession(ctx context.Context, s *state, x *Exec, layers []imag
 	for _, l := range layers {
 		c.Layers = append(c.Layers, r.Store.LayerPath(l.DiffID))
 	}
-	if ses.Session, err = sb.Start(ctx, c); err != nil {
+	if ses.Session, err = r.Sandbox.Start(ctx, c); err != nil {
 		cleanup()
 		if cause := context.Cause(ctx); cause != nil {
 			return nil, cause // it is not the sandbox's fault
 		}
-		return nil, &diag.Error{Err: fmt.Errorf("start the %s sandbox: %w", sb.Name(), err), Code: diag.ExitSandbox, Hint: "`kiln info` says what this machine allows"}
+		return nil, &diag.Error{Err: fmt.Errorf("start the %s sandbox: %w", r.Sandbox.Name(), err), Code: diag.ExitSandbox, Hint: "`kiln info` says what this machine allows"}
 	}
 	return ses, nil
 }
@@ -164,8 +161,8 @@ func (r *run) startSession(ctx context.Context, s *state, x *Exec, layers []imag
 func (r *run) keepSession(s *state, ses *session) {
 	for c := range s.consumers {
 		if _, ok := c.Do.(*Exec); ok && c.Inputs[0].Op == s.op {
-			r.mu.Lock()
-			defer r.mu.Unlock()
+			r.sessionMu.Lock()
+			defer r.sessionMu.Unlock()
 			r.sessions[s.op] = ses
 			return
 		}

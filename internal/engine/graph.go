@@ -6,6 +6,7 @@ import (
 
 	"github.com/kiln-build/kiln/internal/diag"
 	"github.com/kiln-build/kiln/internal/fileop"
+	"github.com/kiln-build/kiln/internal/source"
 )
 
 // Graph is what is to be computed: operations and which of them is wanted.
@@ -30,7 +31,7 @@ type Op struct {
 // Input is the result of another operation. Op nil: the empty file system.
 type Input struct{ Op *Op }
 
-// Operation is one of *Image, *Layout, *Local, *Exec, *File, *Merge.
+// Operation is one of *Image, *Layout, *Local, *Exec, *File, *Merge, *Diff.
 type Operation interface{ operation() }
 
 // Image is the root file system of an image in a registry or the local store.
@@ -47,10 +48,7 @@ type Layout struct {
 }
 
 // Local is a build context.
-type Local struct {
-	Name             string
-	Include, Exclude []string // patterns of the ignore file
-}
+type Local struct{ source.Selection }
 
 // Exec is a RUN step on Inputs[0]'s file system.
 type Exec struct {
@@ -137,9 +135,13 @@ const (
 // Merge lays its Inputs over each other, the first at the bottom.
 type Merge struct{}
 
+// Diff is what has to be laid over Inputs[0] to see Inputs[1].
+type Diff struct{}
+
 func (*Image) operation()  {}
 func (*Layout) operation() {}
 func (*Local) operation()  {}
 func (*Exec) operation()   {}
 func (*File) operation()   {}
 func (*Merge) operation()  {}
+func (*Diff) operation()   {}

@@ -21,6 +21,7 @@ const (
 	execVersion  = 1
 	fileVersion  = 1
 	mergeVersion = 1
+	diffVersion  = 1
 )
 
 // keyOf is the key of an operation by its definition: its fields and the keys
@@ -49,7 +50,11 @@ func (r *run) defineKey(ctx context.Context, op *Op) (digest.Digest, error) {
 		}
 		return digestOf(img.Layers), nil
 	case *Local:
-		return "", fmt.Errorf("a build context (%q) has no key of its own", do.Name)
+		t, err := r.local(ctx, do)
+		if err != nil {
+			return "", err
+		}
+		return fileop.Digest(ctx, t, contextRoot())
 	}
 	return r.hash(ctx, op, "definition", func(n int) (digest.Digest, error) {
 		return r.keyOf(ctx, op.Inputs[n].Op)
@@ -57,18 +62,16 @@ func (r *run) defineKey(ctx context.Context, op *Op) (digest.Digest, error) {
 }
 
 // contentKey is the key of an operation by the content of its computed inputs.
-func (r *run) contentKey(ctx context.Context, op *Op, ins []snapshot) (digest.Digest, error) {
+func (r *run) contentKey(ctx context.Context, op *Op, ins []Result) (digest.Digest, error) {
 	return r.hash(ctx, op, "content", func(n int) (digest.Digest, error) {
-		if ins[n].context != nil {
-			return "", errors.New("a build context cannot be changed")
-		}
-		return digestOf(ins[n].layers), nil
+		ls, err := r.Layers(ctx, ins[n])
+		return digestOf(ls), err
 	}, ins)
 }
 
 // hash makes a key. input gives the key of a whole input; ins are the inputs
 // if they have been computed.
-func (r *run) hash(ctx context.Context, op *Op, kind string, input func(int) (digest.Digest, error), ins []snapshot) (digest.Digest, error) {
+func (r *run) hash(ctx context.Context, op *Op, kind string, input func(int) (digest.Digest, error), ins []Result) (digest.Digest, error) {
 	var h *cache.Hasher
 	var byContent []bool // inputs that count by the paths copied from them
 	switch do := op.Do.(type) {
@@ -109,6 +112,8 @@ func (r *run) hash(ctx context.Context, op *Op, kind string, input func(int) (di
 		}
 	case *Merge:
 		h = cache.NewHasher("merge", mergeVersion)
+	case *Diff:
+		h = cache.NewHasher("diff", diffVersion)
 	default:
 		return "", fmt.Errorf("operation %T has no key", do)
 	}
@@ -158,10 +163,10 @@ func (r *run) byContent(op *Op, f *File, computed bool) []bool {
 
 // copied is the content digest of what action or mount i of op takes from an
 // input. That of a context is computed once.
-func (r *run) copied(ctx context.Context, op *Op, i, input int, a fileop.CopyAction, ins []snapshot) (digest.Digest, error) {
+func (r *run) copied(ctx context.Context, op *Op, i, input int, a fileop.CopyAction, ins []Result) (digest.Digest, error) {
 	l, local := op.Inputs[input].Op.Do.(*Local)
 	if !local {
-		t, err := r.treeOf(ctx, ins[input])
+		t, err := r.Tree(ctx, ins[input])
 		if err != nil {
 			return "", err
 		}
@@ -171,7 +176,7 @@ func (r *run) copied(ctx context.Context, op *Op, i, input int, a fileop.CopyAct
 	if d, ok := s.copied[i]; ok {
 		return d, nil
 	}
-	t, err := r.local(l)
+	t, err := r.local(ctx, l)
 	if err != nil {
 		return "", err
 	}

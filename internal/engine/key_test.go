@@ -16,7 +16,7 @@ import (
 	"github.com/kiln-build/kiln/internal/engine/llb"
 	"github.com/kiln-build/kiln/internal/fileop"
 	"github.com/kiln-build/kiln/internal/frontend"
-	"github.com/kiln-build/kiln/internal/tree"
+	"github.com/kiln-build/kiln/internal/source"
 	"github.com/kiln-build/kiln/internal/tree/memtree"
 )
 
@@ -40,7 +40,7 @@ func (v variant) key(t *testing.T) digest.Digest {
 	in := frontend.Input{
 		Filename: "Dockerfile", Platforms: []ocispec.Platform{{OS: "linux", Architecture: "amd64"}}, BuildArgs: map[string]string{},
 		NamedContexts: map[string]string{"other": "local:other"},
-		Trees: map[string]tree.Tree{
+		Contexts: source.Trees{
 			frontend.ContextName:    memtree.New(files),
 			frontend.DockerfileName: memtree.New(map[string]memtree.File{"Dockerfile": {Data: v.dockerfile}}),
 			"other":                 memtree.New(map[string]memtree.File{"x": {Data: "x"}}),
@@ -57,7 +57,7 @@ func (v variant) key(t *testing.T) digest.Digest {
 	if err != nil {
 		t.Fatal(err)
 	}
-	k, err := engine.Key(context.Background(), engine.Config{Images: catalogue{}, Trees: in.Trees}, g)
+	k, err := engine.Key(context.Background(), engine.Config{Images: catalogue{}, Contexts: in.Contexts}, g)
 	if err != nil {
 		t.Fatal(err)
 	}

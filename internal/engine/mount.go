@@ -46,27 +46,27 @@ func (r *run) mountsByContent(op *Op, x *Exec, computed bool) []bool {
 }
 
 // mounts makes the step's mounts ready to be shown.
-func (r *run) mounts(ctx context.Context, op *Op, x *Exec, ins []snapshot) ([]sandbox.Mount, error) {
+func (r *run) mounts(ctx context.Context, op *Op, x *Exec, ins []Result) ([]sandbox.Mount, error) {
 	var out []sandbox.Mount
 	for _, m := range x.Mounts {
 		s := sandbox.Mount{Dest: m.Dest, Source: m.Source, Writable: m.Writable, Size: m.Size}
 		switch {
 		case m.Tmpfs:
 		case ins[m.Input].context != nil:
-			l, err := r.contextLayer(ctx, op.Inputs[m.Input].Op, ins[m.Input].context, &m)
+			l, err := r.contextLayer(ctx, ins[m.Input], m.selection())
 			if err != nil {
 				return nil, err
 			}
 			s.Layers, s.Source = []string{r.Store.LayerPath(l.DiffID)}, mountedName
 		default:
-			t, err := r.treeOf(ctx, ins[m.Input])
+			t, err := r.Tree(ctx, ins[m.Input])
 			if err == nil {
 				err = m.exists(t)
 			}
 			if err != nil {
 				return nil, err
 			}
-			for _, l := range ins[m.Input].layers {
+			for _, l := range ins[m.Input].Layers {
 				s.Layers = append(s.Layers, r.Store.LayerPath(l.DiffID))
 			}
 		}
@@ -88,36 +88,35 @@ func (m *Mount) exists(t tree.Tree) error {
 // mountedName is what a part of a build context is called in its layer.
 const mountedName = "mounted"
 
-// bound names a part of a build context.
-type bound struct {
-	context *Op
-	source  string
+// contextRoot selects all of a build context, as a root file system.
+func contextRoot() fileop.CopyAction {
+	return fileop.CopyAction{Src: "/", Dest: "/", DirCopyContents: true}
 }
 
-// contextLayer makes a layer of what m shows of a build context, once for all
-// mounts that show the same: the sandbox knows no other files than layers'.
-func (r *run) contextLayer(ctx context.Context, op *Op, t tree.Tree, m *Mount) (image.Layer, error) {
-	key := bound{op, m.Source}
-	r.mu.Lock()
-	l, ok := r.bound[key]
-	r.mu.Unlock()
+// bound names a part of a build context: what Copy takes of it.
+type bound struct{ context, source, dest string }
+
+// contextLayer makes a layer of a part of a build context, once for all who want
+// the same: the sandbox, and whoever builds on it, know no other files than layers'.
+func (s *Solver) contextLayer(ctx context.Context, res Result, part fileop.CopyAction) (image.Layer, error) {
+	key := bound{res.local.key(), part.Src, part.Dest}
+	s.mu.Lock()
+	l, ok := s.bound[key]
+	s.mu.Unlock()
 	if ok {
 		return l, nil
 	}
 	c := fileop.New(nil, fileop.Options{})
 	defer c.Close()
-	if err := c.Copy(ctx, t, m.selection()); err != nil {
+	if err := c.Copy(ctx, res.context, part); err != nil {
 		return image.Layer{}, err
 	}
-	l, err := image.Commit(ctx, r.Store, image.CommitOptions{}, func(w io.Writer) error { return c.WriteTar(ctx, w) })
+	l, err := image.Commit(ctx, s.Store, image.CommitOptions{}, func(w io.Writer) error { return c.WriteTar(ctx, w) })
 	if err != nil {
 		return image.Layer{}, err
 	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.bound == nil {
-		r.bound = map[bound]image.Layer{}
-	}
-	r.bound[key] = l
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.bound[key] = l
 	return l, nil
 }

@@ -23,6 +23,7 @@ import (
 	"github.com/kiln-build/kiln/internal/sandbox"
 	"github.com/kiln-build/kiln/internal/sandbox/gvisor"
 	"github.com/kiln-build/kiln/internal/sandbox/sandboxtest"
+	"github.com/kiln-build/kiln/internal/source"
 	"github.com/kiln-build/kiln/internal/store"
 	"github.com/kiln-build/kiln/internal/tree"
 	"github.com/kiln-build/kiln/internal/tree/memtree"
@@ -92,11 +93,14 @@ func (b *bed) solve(t *testing.T, files map[string]memtree.File, g *engine.Graph
 	b.starts.Store(0)
 	b.steps.Store(0)
 	var out text
-	ls, err := engine.Solve(t.Context(), engine.Config{
+	solver := engine.New(engine.Config{
 		Store: b.st, Cache: cache.NewLocal(b.st), Progress: progress.NewRecorder(&out),
-		Sandbox: func(context.Context) (sandbox.Sandbox, error) { return b, nil },
-		Trees:   map[string]tree.Tree{"base": b.base, "context": memtree.New(files)},
-	}, g)
+		Sandbox:  b,
+		Contexts: source.Trees{"base": b.base, "context": memtree.New(files)},
+	})
+	defer solver.Close()
+	res, err := solver.Solve(t.Context(), g, nil)
+	ls := res.Layers
 	t.Logf("%s", out.b.String())
 	var ts []tree.Tree
 	for _, l := range ls {
@@ -124,7 +128,7 @@ func (g *graph) add(do engine.Operation, ins ...*engine.Op) *engine.Op {
 
 // root is a root file system with a shell.
 func (g *graph) root() *engine.Op {
-	return g.copy(g.add(&engine.Local{Name: "base"}), "/", "/")
+	return g.copy(g.add(local("base")), "/", "/")
 }
 
 // copy is a file system with a part of another, or of a context.
@@ -172,7 +176,7 @@ func TestMountContextKey(t *testing.T) {
 	build := func(files map[string]memtree.File, source, want string, steps int32) {
 		t.Helper()
 		g := &graph{}
-		g.run("cat /m/f /m/link > /out 2>/dev/null || cat /m > /out", []engine.Mount{{Dest: "/m", Input: 1, Source: source}}, g.root(), g.add(&engine.Local{Name: "context"}))
+		g.run("cat /m/f /m/link > /out 2>/dev/null || cat /m > /out", []engine.Mount{{Dest: "/m", Input: 1, Source: source}}, g.root(), g.add(local("context")))
 		fs, n, _, err := b.solve(t, files, &g.Graph)
 		if err != nil || n != steps {
 			t.Fatalf("%d steps, want %d; %v", n, steps, err)
@@ -200,7 +204,7 @@ func TestMountStageKey(t *testing.T) {
 		t.Helper()
 		g := &graph{}
 		root := g.root()
-		stage := g.copy(g.add(&engine.Local{Name: "context"}), "/", "/s")
+		stage := g.copy(g.add(local("context")), "/", "/s")
 		g.run("cat /m/f > /out; test ! -e /m/g; touch /m/g /tmp2; rm /m/f", []engine.Mount{{Dest: "/m", Input: 1, Source: "s/used", Writable: true}}, root, stage)
 		fs, n, _, err := b.solve(t, files, &g.Graph)
 		if err != nil || n != steps {
@@ -232,7 +236,7 @@ func TestMountFieldsInKey(t *testing.T) {
 			g := &graph{}
 			ins := []*engine.Op{g.root()}
 			if m.Input == 1 {
-				ins = append(ins, g.add(&engine.Local{Name: "context"}))
+				ins = append(ins, g.add(local("context")))
 			}
 			g.run("ls -d /m /n > /out 2>/dev/null; true", []engine.Mount{m}, ins...)
 			_, n, _, err := b.solve(t, boundFiles(), &g.Graph)
@@ -248,12 +252,12 @@ func TestMountSessions(t *testing.T) {
 	b := newBed(t)
 	g := &graph{}
 	root := g.root()
-	local := g.add(&engine.Local{Name: "context"})
+	ctx := g.add(local("context"))
 	m := []engine.Mount{{Dest: "/m", Input: 1, Source: "used", Writable: true}}
-	one := g.run("cat /m/f > /one; echo x > /m/f", m, root, local)
-	two := g.run("cat /m/f > /two; echo x > /m/f", m, one, local)
+	one := g.run("cat /m/f > /one; echo x > /m/f", m, root, ctx)
+	two := g.run("cat /m/f > /two; echo x > /m/f", m, one, ctx)
 	three := g.run("ls /m > /three 2>&1; true", nil, two)
-	g.run("cat /t/one /m/f > /four", []engine.Mount{{Dest: "/m", Input: 1, Source: "used"}, {Dest: "/t", Input: 0, Source: "."}}, three, local)
+	g.run("cat /t/one /m/f > /four", []engine.Mount{{Dest: "/m", Input: 1, Source: "used"}, {Dest: "/t", Input: 0, Source: "."}}, three, ctx)
 	fs, steps, starts, err := b.solve(t, boundFiles(), &g.Graph)
 	if err != nil || steps != 4 || starts != 3 {
 		t.Fatalf("%d steps in %d sessions: %v", steps, starts, err)
@@ -274,9 +278,9 @@ func TestMountErrors(t *testing.T) {
 		ins := []*engine.Op{root, nil}
 		switch name {
 		case "context":
-			ins[1] = g.add(&engine.Local{Name: "context"})
+			ins[1] = g.add(local("context"))
 		case "stage":
-			ins[1] = g.copy(g.add(&engine.Local{Name: "context"}), "/", "/s")
+			ins[1] = g.copy(g.add(local("context")), "/", "/s")
 		case "root":
 			m.Input, ins = 0, ins[:1]
 		}

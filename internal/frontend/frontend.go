@@ -25,6 +25,7 @@ import (
 
 	"github.com/kiln-build/kiln/internal/image"
 	"github.com/kiln-build/kiln/internal/progress"
+	"github.com/kiln-build/kiln/internal/source"
 	"github.com/kiln-build/kiln/internal/tree"
 )
 
@@ -50,9 +51,11 @@ type Input struct {
 	// NamedContexts are --build-context NAME=VALUE, as BuildKit writes their
 	// values: "docker-image://REF", "oci-layout://STORE@DIGEST", "local:NAME".
 	NamedContexts map[string]string
-	// Trees are the local contexts by name: ContextName, DockerfileName and
+	// Contexts opens the local contexts: ContextName, DockerfileName and
 	// those that NamedContexts calls local.
-	Trees map[string]tree.Tree
+	Contexts source.Contexts
+	// Files reads what other definitions stand for; nil: nothing else can be read.
+	Files Files
 	// NoIgnoreFile: a .dockerignore in the context is a file like any other.
 	NoIgnoreFile bool
 }
@@ -64,6 +67,15 @@ type Images interface {
 	ResolveLayout(ctx context.Context, store string, d digest.Digest, p ocispec.Platform) (*image.Image, error)
 }
 
+// Definition is a graph of operations, to be decoded by engine/llb.
+type Definition = pb.Definition
+
+// Files computes definitions, of which the front end reads files while the plan is
+// made: a Dockerfile in a git repository, say.
+type Files interface {
+	Tree(ctx context.Context, def *Definition) (tree.Tree, error)
+}
+
 // Plan is what a Dockerfile says is to be done.
 type Plan struct {
 	Platforms []PlatformPlan
@@ -72,8 +84,8 @@ type Plan struct {
 // PlatformPlan is the plan for one platform.
 type PlatformPlan struct {
 	Platform ocispec.Platform
-	// Definition is the graph, to be decoded by engine/llb. Nil: an empty image.
-	Definition *pb.Definition
+	// Definition is what is to be computed. Nil: an empty image.
+	Definition *Definition
 	// Config is the image's config, JSON, without the layers that are to come.
 	Config []byte
 	// BaseConfig is the config of the image that the last stage starts from; nil for scratch.

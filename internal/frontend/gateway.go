@@ -25,6 +25,7 @@ import (
 	"github.com/kiln-build/kiln/internal/image"
 	"github.com/kiln-build/kiln/internal/progress"
 	"github.com/kiln-build/kiln/internal/rootfs"
+	"github.com/kiln-build/kiln/internal/source"
 	"github.com/kiln-build/kiln/internal/tree"
 )
 
@@ -157,37 +158,48 @@ func (r *result) ToState() (llb.State, error) {
 // Evaluate implements gateway.Reference.
 func (r *result) Evaluate(context.Context) error { return nil }
 
-// local returns the tree of a definition that is one local source, and its name.
-func (r *result) local() (tree.Tree, string, error) {
-	for _, b := range r.def.GetDef() {
-		var op pb.Op
-		if err := op.Unmarshal(b); err != nil {
-			return nil, "", fmt.Errorf("read the front end's graph: %w", err)
+// tree is the file system that the definition stands for. Its name is empty
+// unless it is a local context's, which needs no engine to be read.
+func (r *result) tree(ctx context.Context) (_ tree.Tree, name string, err error) {
+	if sel, ok, err := r.local(); ok || err != nil {
+		if err != nil {
+			return nil, "", err
 		}
-		src := op.GetSource()
-		if src == nil {
-			continue
-		}
-		name, ok := strings.CutPrefix(src.Identifier, "local://")
-		if !ok {
-			return nil, "", fmt.Errorf("reading files of %q while the plan is made is not supported", src.Identifier)
-		}
-		t, ok := r.c.in.Trees[name]
-		if !ok {
-			return nil, "", fmt.Errorf("there is no build context %q", name)
-		}
-		return t, name, nil
+		t, err := r.c.in.Contexts.OpenContext(ctx, sel)
+		return t, sel.Name, err
 	}
-	return nil, "", errors.New("reading files of a build result while the plan is made is not supported")
+	if r.c.in.Files == nil {
+		return nil, "", errors.New("reading files of a build result while the plan is made is not supported")
+	}
+	t, err := r.c.in.Files.Tree(ctx, r.def)
+	return t, "", err
 }
 
-// lookup finds a path in the context, following links inside it as BuildKit does.
-func (r *result) lookup(name string) (tree.Tree, string, tree.Node, error) {
-	t, context, err := r.local()
+// local reports whether the definition is one local source, and which.
+func (r *result) local() (sel source.Selection, ok bool, err error) {
+	defs := r.def.GetDef()
+	if len(defs) != 2 { // the source, and which output is wanted
+		return sel, false, nil
+	}
+	var op pb.Op
+	if err := op.Unmarshal(defs[0]); err != nil {
+		return sel, false, fmt.Errorf("read the front end's graph: %w", err)
+	}
+	name, ok := strings.CutPrefix(op.GetSource().GetIdentifier(), "local://")
+	if !ok {
+		return sel, false, nil
+	}
+	sel, err = source.LocalSelection(name, op.GetSource().GetAttrs())
+	return sel, true, err
+}
+
+// lookup finds a path in the file system, following links inside it as BuildKit does.
+func (r *result) lookup(ctx context.Context, name string) (tree.Tree, string, tree.Node, error) {
+	t, local, err := r.tree(ctx)
 	if err != nil {
 		return nil, "", tree.Node{}, err
 	}
-	if r.c.in.NoIgnoreFile && context == ContextName && tree.Clean(name) == ".dockerignore" {
+	if r.c.in.NoIgnoreFile && local == ContextName && tree.Clean(name) == ".dockerignore" {
 		return nil, "", tree.Node{}, fs.ErrNotExist
 	}
 	p, err := rootfs.Resolve(t, tree.Clean(name), true)
@@ -203,8 +215,8 @@ func (r *result) lookup(name string) (tree.Tree, string, tree.Node, error) {
 const maxFile = 16<<20 + 1
 
 // ReadFile implements gateway.Reference.
-func (r *result) ReadFile(_ context.Context, req gateway.ReadRequest) ([]byte, error) {
-	t, p, n, err := r.lookup(req.Filename)
+func (r *result) ReadFile(ctx context.Context, req gateway.ReadRequest) ([]byte, error) {
+	t, p, n, err := r.lookup(ctx, req.Filename)
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", req.Filename, err)
 	}
@@ -231,8 +243,8 @@ func (r *result) ReadFile(_ context.Context, req gateway.ReadRequest) ([]byte, e
 }
 
 // StatFile implements gateway.Reference.
-func (r *result) StatFile(_ context.Context, req gateway.StatRequest) (*fstypes.Stat, error) {
-	_, p, n, err := r.lookup(req.Path)
+func (r *result) StatFile(ctx context.Context, req gateway.StatRequest) (*fstypes.Stat, error) {
+	_, p, n, err := r.lookup(ctx, req.Path)
 	if err != nil {
 		return nil, err
 	}
@@ -240,8 +252,8 @@ func (r *result) StatFile(_ context.Context, req gateway.StatRequest) (*fstypes.
 }
 
 // ReadDir implements gateway.Reference.
-func (r *result) ReadDir(_ context.Context, req gateway.ReadDirRequest) ([]*fstypes.Stat, error) {
-	t, p, _, err := r.lookup(req.Path)
+func (r *result) ReadDir(ctx context.Context, req gateway.ReadDirRequest) ([]*fstypes.Stat, error) {
+	t, p, _, err := r.lookup(ctx, req.Path)
 	if err != nil {
 		return nil, err
 	}

@@ -19,7 +19,7 @@ import (
 	"github.com/kiln-build/kiln/internal/engine/llb"
 	"github.com/kiln-build/kiln/internal/frontend"
 	"github.com/kiln-build/kiln/internal/image"
-	"github.com/kiln-build/kiln/internal/tree"
+	"github.com/kiln-build/kiln/internal/source"
 	"github.com/kiln-build/kiln/internal/tree/memtree"
 )
 
@@ -53,7 +53,7 @@ func input(dockerfile string) frontend.Input {
 		Filename: "Dockerfile", Platforms: []ocispec.Platform{{OS: "linux", Architecture: "amd64"}},
 		BuildArgs:     map[string]string{"HTTP_PROXY": "http://proxy.example:3128", "BUILDPLATFORM": "linux/amd64"},
 		NamedContexts: map[string]string{"base": "docker-image://alpine:3", "files": "local:named-files"},
-		Trees: map[string]tree.Tree{
+		Contexts: source.Trees{
 			frontend.ContextName:    memtree.New(files),
 			frontend.DockerfileName: memtree.New(map[string]memtree.File{"Dockerfile": {Data: dockerfile}}),
 			"named-files":           memtree.New(map[string]memtree.File{"x": {}}),
@@ -218,12 +218,15 @@ func TestHostileGraphs(t *testing.T) {
 		"merge of fewer inputs":        {src, {Op: &pb.Op_Merge{Merge: &pb.MergeOp{Inputs: []*pb.MergeInput{{Input: 0}}}}, Inputs: append(in, in...)}},
 		"missing input":                {file(mkdir(0, 0))},
 		"second output of an input":    {src, {Op: &pb.Op_Merge{Merge: &pb.MergeOp{}}, Inputs: []*pb.Input{{Digest: in[0].Digest, Index: 1}}}},
-		"diff":                         {src, {Op: &pb.Op_Diff{Diff: &pb.DiffOp{}}, Inputs: in}},
-		"source of no kind":            {{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "x"}}}},
-		"source of unknown kind":       {{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "x://y"}}}},
-		"layout without digest":        {{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "oci-layout://y"}}}},
-		"patterns that are no JSON":    {{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "local://y", Attrs: map[string]string{pb.AttrExcludePatterns: "x"}}}}},
-		"a limit on layers":            {{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "docker-image://y", Attrs: map[string]string{pb.AttrImageLayerLimit: "1"}}}}},
+		"diff of one":                  {src, {Op: &pb.Op_Diff{Diff: &pb.DiffOp{}}, Inputs: in}},
+		"diff of what is not": {src, {Op: &pb.Op_Diff{Diff: &pb.DiffOp{
+			Lower: &pb.LowerDiffInput{Input: -1}, Upper: &pb.UpperDiffInput{Input: 7},
+		}}, Inputs: in}},
+		"source of no kind":         {{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "x"}}}},
+		"source of unknown kind":    {{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "x://y"}}}},
+		"layout without digest":     {{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "oci-layout://y"}}}},
+		"patterns that are no JSON": {{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "local://y", Attrs: map[string]string{pb.AttrExcludePatterns: "x"}}}}},
+		"a limit on layers":         {{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "docker-image://y", Attrs: map[string]string{pb.AttrImageLayerLimit: "1"}}}}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if g, err := llb.Decode(definition(t, ops...)); err == nil {

@@ -4,7 +4,6 @@
 package llb
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"regexp"
@@ -17,6 +16,7 @@ import (
 
 	"github.com/kiln-build/kiln/internal/diag"
 	"github.com/kiln-build/kiln/internal/engine"
+	"github.com/kiln-build/kiln/internal/source"
 )
 
 // Bounds of a graph. BuildKit's own clients stay far below: a Dockerfile has a few
@@ -152,7 +152,7 @@ func (d *decoder) operation(raw *pb.Op, op *engine.Op) (engine.Operation, error)
 	}
 	switch do := raw.Op.(type) {
 	case *pb.Op_Source:
-		return source(do.Source, platform(raw.Platform), op)
+		return sourceOp(do.Source, platform(raw.Platform), op)
 	case *pb.Op_Exec:
 		return exec(do.Exec, raw, op)
 	case *pb.Op_File:
@@ -167,12 +167,36 @@ func (d *decoder) operation(raw *pb.Op, op *engine.Op) (engine.Operation, error)
 		name(op, "merge")
 		return &engine.Merge{}, nil
 	case *pb.Op_Diff:
-		return nil, errors.New("the diff operation is not supported")
+		if err := diffInputs(do.Diff, op); err != nil {
+			return nil, err
+		}
+		name(op, "diff")
+		return &engine.Diff{}, nil
 	case *pb.Op_Build:
 		return nil, errors.New("the nested build operation is not supported")
 	default:
 		return nil, fmt.Errorf("operation %T is not supported", do)
 	}
+}
+
+// diffInputs puts the inputs of a diff into the engine's order: below, above.
+func diffInputs(d *pb.DiffOp, op *engine.Op) error {
+	if d.GetLower() == nil || d.GetUpper() == nil {
+		return errors.New("a diff of one file system")
+	}
+	raw := op.Inputs
+	op.Inputs = nil
+	for _, n := range []int64{d.GetLower().GetInput(), d.GetUpper().GetInput()} {
+		switch {
+		case n == int64(pb.Empty):
+			op.Inputs = append(op.Inputs, engine.Input{})
+		case n >= 0 && n < int64(len(raw)):
+			op.Inputs = append(op.Inputs, raw[n])
+		default:
+			return fmt.Errorf("a diff of input %d, which there is not", n)
+		}
+	}
+	return nil
 }
 
 // name gives an operation a name if its maker did not.
@@ -191,7 +215,7 @@ func platform(p *pb.Platform) ocispec.Platform {
 	})
 }
 
-func source(s *pb.SourceOp, p ocispec.Platform, op *engine.Op) (engine.Operation, error) {
+func sourceOp(s *pb.SourceOp, p ocispec.Platform, op *engine.Op) (engine.Operation, error) {
 	kind, rest, ok := strings.Cut(s.GetIdentifier(), "://")
 	if !ok {
 		return nil, fmt.Errorf("source %q has no kind", s.Identifier)
@@ -214,15 +238,8 @@ func source(s *pb.SourceOp, p ocispec.Platform, op *engine.Op) (engine.Operation
 		return &engine.Layout{Store: s.Attrs[pb.AttrOCILayoutStoreID], Digest: digest.Digest(dg), Platform: p}, nil
 	case "local":
 		name(op, "[internal] load build context")
-		l := &engine.Local{Name: rest}
-		for attr, to := range map[string]*[]string{pb.AttrIncludePatterns: &l.Include, pb.AttrExcludePatterns: &l.Exclude} {
-			if v := s.Attrs[attr]; v != "" {
-				if err := json.Unmarshal([]byte(v), to); err != nil {
-					return nil, fmt.Errorf("source %q: %s: %w", s.Identifier, attr, err)
-				}
-			}
-		}
-		return l, nil
+		sel, err := source.LocalSelection(rest, s.Attrs)
+		return &engine.Local{Selection: sel}, err
 	case "http", "https":
 		return nil, fmt.Errorf("ADD of a URL (%s) is not supported yet", s.Identifier)
 	case "git":

@@ -1,0 +1,100 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"runtime"
+	"sync"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/semaphore"
+
+	"github.com/kiln-build/kiln/internal/cache"
+	"github.com/kiln-build/kiln/internal/image"
+	"github.com/kiln-build/kiln/internal/layer"
+	"github.com/kiln-build/kiln/internal/progress"
+	"github.com/kiln-build/kiln/internal/sandbox"
+	"github.com/kiln-build/kiln/internal/source"
+	"github.com/kiln-build/kiln/internal/store"
+	"github.com/kiln-build/kiln/internal/tree"
+)
+
+// Images resolves and fetches the images that a build starts from.
+type Images interface {
+	Resolve(ctx context.Context, ref string, p ocispec.Platform) (*image.Image, error)
+	ResolveLayout(ctx context.Context, store string, d digest.Digest, p ocispec.Platform) (*image.Image, error)
+	image.Fetcher
+}
+
+// Config is what the engine works with. All fields but the last three are needed.
+type Config struct {
+	Store    *store.Store
+	Cache    cache.Index
+	Images   Images
+	Sandbox  sandbox.Sandbox
+	Contexts source.Contexts
+
+	// ResolvConf is shown to RUN steps as /etc/resolv.conf.
+	ResolvConf []byte
+	Progress   *progress.Recorder
+	// Parallel bounds the RUN steps that run at the same time; 0: as many as there are CPUs, two at least.
+	Parallel int
+}
+
+// Solver computes the graphs of one build. What one Solve has opened or done is there
+// for the others, which may run at the same time. It must be closed.
+type Solver struct {
+	Config
+	slots   *semaphore.Weighted
+	flights *flights
+
+	mu       sync.Mutex
+	contexts map[string]tree.Tree // by selection
+	readers  map[digest.Digest]*layer.Reader
+	bound    map[bound]image.Layer // parts of build contexts that became layers
+}
+
+// New returns a Solver.
+func New(c Config) *Solver {
+	if c.Parallel == 0 {
+		c.Parallel = max(2, runtime.NumCPU())
+	}
+	return &Solver{
+		Config: c, slots: semaphore.NewWeighted(int64(c.Parallel)), flights: newFlights(),
+		contexts: map[string]tree.Tree{}, readers: map[digest.Digest]*layer.Reader{}, bound: map[bound]image.Layer{},
+	}
+}
+
+// Close gives back what the Solver has opened. Nothing that it returned can be read any more.
+func (s *Solver) Close() error {
+	var errs []error
+	for _, l := range s.readers {
+		errs = append(errs, l.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// Result is the result of an operation: a root file system, or a build context.
+type Result struct {
+	// Layers of a root file system, the bottom first. Every one is in the store, or can be fetched from its origin.
+	Layers  []image.Layer
+	context tree.Tree // nil unless it is a context
+	local   *Local    // whose context it is
+}
+
+// OnLayers is told, while a Solve goes on, of layers that the result
+// will have, from the bottom: each call repeats and extends the one before.
+type OnLayers func([]image.Layer)
+
+// Layers are the layers of a result: a build context becomes one.
+func (s *Solver) Layers(ctx context.Context, res Result) ([]image.Layer, error) {
+	if res.context == nil {
+		return res.Layers, nil
+	}
+	l, err := s.contextLayer(ctx, res, contextRoot())
+	if err != nil {
+		return nil, err
+	}
+	return []image.Layer{l}, nil
+}
