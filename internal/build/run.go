@@ -22,7 +22,9 @@ import (
 	"github.com/kiln-build/kiln/internal/image"
 	"github.com/kiln-build/kiln/internal/layer"
 	"github.com/kiln-build/kiln/internal/source"
+	"github.com/kiln-build/kiln/internal/source/git"
 	"github.com/kiln-build/kiln/internal/source/local"
+	"github.com/kiln-build/kiln/internal/source/remote"
 	"github.com/kiln-build/kiln/internal/tree"
 )
 
@@ -119,6 +121,7 @@ type job struct {
 	pushes  []*export.Push
 	openErr error
 	index   []byte // for several platforms
+	scratch string // a directory for what is fetched
 	closers []func() error
 	release func()
 }
@@ -145,6 +148,7 @@ func newJob(ctx context.Context, env Env, req Request) (_ *job, err error) {
 	}
 	j.solver = engine.New(engine.Config{
 		Store: j.Store, Cache: cache.NewLocal(j.Store), Images: j.images, Contexts: j.trees, Sandbox: j.Sandbox,
+		Remotes:    remote.Env{Dir: j.scratch, Environ: j.Environ, Memory: j.Store, Limits: layer.DefaultLimits()},
 		ResolvConf: resolvConf(), Progress: j.Progress,
 	})
 	return j, nil
@@ -170,6 +174,7 @@ func (j *job) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	j.scratch = scratch
 	j.closers = append(j.closers, func() error { cleanup(); return nil })
 	keepGit, _ := strconv.ParseBool(j.req.BuildArgs["BUILDKIT_CONTEXT_KEEP_GIT_DIR"])
 	src, err := source.Open(ctx, source.Options{
@@ -200,7 +205,16 @@ func (j *job) statCache() string { return filepath.Join(j.Store.Root(), "stat") 
 
 func (j *job) openNamed(ctx context.Context, name, value string) error {
 	kind, rest, ok := strings.Cut(value, "://")
+	_, gitErr := git.Parse(value)
+	if _, err := os.Stat(value); err == nil {
+		ok, gitErr = false, git.ErrNotGit // what exists as a path is one, whatever it looks like
+	}
 	switch {
+	case strings.HasPrefix(value, "target:"):
+		return diag.New(diag.ExitUsage, "a target of another build (%s) cannot be a context here: that is for builds of several targets", value).
+			WithHint("a stage of the same Dockerfile needs no context: COPY --from=STAGE")
+	case gitErr == nil, ok && (kind == "http" || kind == "https"):
+		j.input.NamedContexts[name] = value
 	case !ok:
 		t, err := local.Open(value, local.WithStatCache(j.statCache()))
 		if err != nil {
@@ -216,7 +230,7 @@ func (j *job) openNamed(ctx context.Context, name, value string) error {
 		return j.openLayout(ctx, name, rest)
 	default:
 		return diag.New(diag.ExitUsage, "contexts of kind %s:// are not supported yet", kind).
-			WithHint("a directory, docker-image://REF and oci-layout://PATH are")
+			WithHint("a directory, a URL of a git repository or a file, docker-image://REF and oci-layout://PATH are")
 	}
 	return nil
 }

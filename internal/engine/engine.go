@@ -23,6 +23,7 @@ import (
 	"github.com/kiln-build/kiln/internal/diag"
 	"github.com/kiln-build/kiln/internal/image"
 	"github.com/kiln-build/kiln/internal/progress"
+	"github.com/kiln-build/kiln/internal/source/remote"
 )
 
 // Solve computes the graph's target.
@@ -117,6 +118,10 @@ type state struct {
 	// what is mounted from them, by number of the action or mount. The key is computed before anything else needs it.
 	copied map[int]digest.Digest
 
+	versionOnce sync.Once
+	version     remote.Version // of a remote source
+	versionErr  error
+
 	ran      bool // its own work has begun, and failed
 	evalOnce sync.Once
 	out      Result
@@ -131,6 +136,13 @@ func (r *run) close() {
 	r.sessions = nil
 	r.sessionMu.Unlock()
 	r.background.Wait()
+	for _, s := range r.states {
+		if s.version != nil {
+			if err := s.version.Close(); err != nil {
+				r.Progress.Warn("remove what was fetched: " + err.Error())
+			}
+		}
+	}
 }
 
 // eval computes an operation, once.
@@ -249,6 +261,8 @@ func (r *run) do(ctx context.Context, s *state, ins []Result) ([]image.Layer, er
 		return r.exec(ctx, s, do, ins)
 	case *File:
 		return r.file(ctx, do, ins)
+	case *Remote:
+		return r.remote(ctx, s)
 	case *Merge:
 		return r.merge(ctx, ins)
 	case *Diff:

@@ -7,6 +7,7 @@ import (
 	"github.com/kiln-build/kiln/internal/diag"
 	"github.com/kiln-build/kiln/internal/fileop"
 	"github.com/kiln-build/kiln/internal/source"
+	"github.com/kiln-build/kiln/internal/source/remote"
 )
 
 // Graph is what is to be computed: operations and which of them is wanted.
@@ -31,7 +32,7 @@ type Op struct {
 // Input is the result of another operation. Op nil: the empty file system.
 type Input struct{ Op *Op }
 
-// Operation is one of *Image, *Layout, *Local, *Exec, *File, *Merge, *Diff.
+// Operation is one of *Image, *Layout, *Local, *Exec, *File, *Merge, *Diff, *Remote.
 type Operation interface{ operation() }
 
 // Image is the root file system of an image in a registry or the local store.
@@ -49,6 +50,9 @@ type Layout struct {
 
 // Local is a build context.
 type Local struct{ source.Selection }
+
+// Remote is a file of an http server, or a commit of a git repository.
+type Remote struct{ Source remote.Source }
 
 // Exec is a RUN step on Inputs[0]'s file system.
 type Exec struct {
@@ -141,6 +145,7 @@ type Diff struct{}
 func (*Image) operation()  {}
 func (*Layout) operation() {}
 func (*Local) operation()  {}
+func (*Remote) operation() {}
 func (*Exec) operation()   {}
 func (*File) operation()   {}
 func (*Merge) operation()  {}

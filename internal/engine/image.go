@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -155,8 +156,9 @@ func (r *run) at(ctx context.Context, op *Op, err error) error {
 		e.Hint = have.Hint
 		e.Code = have.Code
 	}
-	if _, ok := op.Do.(*File); ok && e.Code == 0 {
-		e.Code = diag.ExitDockerfile
+	switch op.Do.(type) {
+	case *File, *Remote:
+		e.Code = cmp.Or(e.Code, diag.ExitDockerfile)
 	}
 	return e
 }

@@ -22,6 +22,8 @@ const (
 	fileVersion  = 1
 	mergeVersion = 1
 	diffVersion  = 1
+
+	remoteVersion = 1
 )
 
 // keyOf is the key of an operation by its definition: its fields and the keys
@@ -55,6 +57,8 @@ func (r *run) defineKey(ctx context.Context, op *Op) (digest.Digest, error) {
 			return "", err
 		}
 		return fileop.Digest(ctx, t, contextRoot())
+	case *Remote:
+		return r.remoteKey(ctx, r.states[op])
 	}
 	return r.hash(ctx, op, "definition", func(n int) (digest.Digest, error) {
 		return r.keyOf(ctx, op.Inputs[n].Op)
@@ -63,6 +67,9 @@ func (r *run) defineKey(ctx context.Context, op *Op) (digest.Digest, error) {
 
 // contentKey is the key of an operation by the content of its computed inputs.
 func (r *run) contentKey(ctx context.Context, op *Op, ins []Result) (digest.Digest, error) {
+	if _, ok := op.Do.(*Remote); ok {
+		return r.remoteKey(ctx, r.states[op]) // has no inputs
+	}
 	return r.hash(ctx, op, "content", func(n int) (digest.Digest, error) {
 		ls, err := r.Layers(ctx, ins[n])
 		return digestOf(ls), err

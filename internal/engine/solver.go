@@ -16,6 +16,7 @@ import (
 	"github.com/kiln-build/kiln/internal/progress"
 	"github.com/kiln-build/kiln/internal/sandbox"
 	"github.com/kiln-build/kiln/internal/source"
+	"github.com/kiln-build/kiln/internal/source/remote"
 	"github.com/kiln-build/kiln/internal/store"
 	"github.com/kiln-build/kiln/internal/tree"
 )
@@ -27,7 +28,7 @@ type Images interface {
 	image.Fetcher
 }
 
-// Config is what the engine works with. All fields but the last three are needed.
+// Config is what the engine works with. All fields but the last four are needed.
 type Config struct {
 	Store    *store.Store
 	Cache    cache.Index
@@ -35,6 +36,8 @@ type Config struct {
 	Sandbox  sandbox.Sandbox
 	Contexts source.Contexts
 
+	// Remotes is what URLs and git repositories are fetched with.
+	Remotes remote.Env
 	// ResolvConf is shown to RUN steps as /etc/resolv.conf.
 	ResolvConf []byte
 	Progress   *progress.Recorder

@@ -44,6 +44,7 @@ var casesFS embed.FS
 //	add-host: H=IP   --add-host
 //	context: N=REF   a named context; $REGISTRY in it is replaced
 //	pre: FILE        a Dockerfile to build and push first; its image is build argument BASE
+//	serve: DIR       a directory of the context that an http server has at build argument WEB
 //	error: REGEXP    the build must fail with output that matches
 //	code: N          and Kiln with this exit code
 //	kiln-only: WHY   BuildKit is not asked; only for errors
@@ -65,6 +66,7 @@ type Case struct {
 	Hosts    []string
 	Contexts []string
 	Pre      string
+	Serve    string
 	Error    *regexp.Regexp
 	Code     int
 	KilnOnly string
@@ -113,6 +115,9 @@ func parse(name string, data []byte) (*Case, error) {
 			return nil, err
 		}
 	}
+	if c.Serve != "" {
+		c.Args = append(c.Args, "WEB="+c.webURL())
+	}
 	if c.KilnOnly != "" && c.Error == nil {
 		return nil, errors.New("kiln-only without error: nothing would be tested")
 	}
@@ -125,7 +130,7 @@ func (c *Case) set(k, v string) (err error) {
 		"ignore": &c.Compare.Ignore, "mtime": &c.Compare.Mtime, "differs": &c.Differs,
 	}
 	words := map[string]*string{
-		"file": &c.File, "target": &c.Target, "platform": &c.Platform, "network": &c.Network, "pre": &c.Pre, "kiln-only": &c.KilnOnly,
+		"file": &c.File, "target": &c.Target, "platform": &c.Platform, "network": &c.Network, "pre": &c.Pre, "serve": &c.Serve, "kiln-only": &c.KilnOnly,
 	}
 	switch {
 	case lists[k] != nil:

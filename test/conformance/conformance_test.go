@@ -113,6 +113,7 @@ type bed struct {
 	work   string
 	host   string
 	oracle *oracle
+	web    *web
 }
 
 func newBed(ctx context.Context, t *testing.T) *bed {
@@ -147,7 +148,7 @@ func newBed(ctx context.Context, t *testing.T) *bed {
 		}
 	}
 	o := &oracle{dir: filepath.Join(cache, "oracle"), salt: salt, host: reg.Host}
-	return &bed{work: work, host: reg.Host, oracle: o}
+	return &bed{work: work, host: reg.Host, oracle: o, web: startWeb(t)}
 }
 
 // askAll asks BuildKit for what is not kept, four cases at a time.
@@ -183,6 +184,7 @@ func (b *bed) askAll(ctx context.Context, t *testing.T, cases []*Case) {
 		g.Go(func() error {
 			dir := filepath.Join(b.work, "oracle", c.Name)
 			err := c.Write(dir)
+			b.web.serve(c, dir)
 			var a *answer
 			if err == nil {
 				a, err = b.oracle.ask(ctx, c, dir)
@@ -237,6 +239,7 @@ func check(ctx context.Context, t *testing.T, b *bed, k builder, c *Case) {
 	if err := c.Write(dir); err != nil {
 		t.Fatal(err)
 	}
+	b.web.serve(c, dir)
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
 	defer cancel()
 	ref := b.host + "/kiln/" + c.Name

@@ -100,6 +100,9 @@ func (d *decoder) op(dgst string) (*engine.Op, error) {
 			}
 			return nil, err
 		}
+		if r, ok := i.Op.Do.(*engine.Remote); ok && r != nil && i.Op.At == nil {
+			i.Op.At = op.At
+		}
 		op.Inputs = append(op.Inputs, i)
 	}
 	var err error
@@ -241,9 +244,10 @@ func sourceOp(s *pb.SourceOp, p ocispec.Platform, op *engine.Op) (engine.Operati
 		sel, err := source.LocalSelection(rest, s.Attrs)
 		return &engine.Local{Selection: sel}, err
 	case "http", "https":
-		return nil, fmt.Errorf("ADD of a URL (%s) is not supported yet", s.Identifier)
+		name(op, s.Identifier)
+		return httpSource(s)
 	case "git":
-		return nil, fmt.Errorf("ADD of a git repository (%s) is not supported yet", s.Identifier)
+		return gitSource(rest, s.Attrs, op)
 	}
 	return nil, fmt.Errorf("source of kind %q is not supported", kind)
 }
