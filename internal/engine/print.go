@@ -51,6 +51,8 @@ func details(op *Op, number map[*Op]int) (ls []string) {
 		if len(do.Exclude) > 0 {
 			ls = append(ls, fmt.Sprintf("without %q", do.Exclude))
 		}
+	case *Remote:
+		ls = append(ls, fmt.Sprintf("fetch %s", do.Source))
 	case *Exec:
 		ls = append(ls, fmt.Sprintf("exec %q in %q as %q", do.Args, do.Cwd, do.User))
 		if do.NoNetwork {

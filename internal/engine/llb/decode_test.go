@@ -223,6 +223,12 @@ func TestHostileGraphs(t *testing.T) {
 			Lower: &pb.LowerDiffInput{Input: -1}, Upper: &pb.UpperDiffInput{Input: 7},
 		}}, Inputs: in}},
 		"source of no kind":         {{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "x"}}}},
+		"checksum that is none":        {{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "https://y", Attrs: map[string]string{pb.AttrHTTPChecksum: "x"}}}}},
+		"signature of a file":          {{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "https://y", Attrs: map[string]string{pb.AttrHTTPSignatureVerify: "x"}}}}},
+		"signature of a commit":        {{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "git://h/y", Attrs: map[string]string{pb.AttrGitSignatureVerifyPubKey: "x"}}}}},
+		"git option as a ref":          {{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "git://h/y#--upload-pack=x"}}}},
+		"git option as a repository":   {{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "git://h/y", Attrs: map[string]string{pb.AttrFullRemoteURL: "--upload-pack=x"}}}}},
+		"local git repository":         {{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "git://h/y", Attrs: map[string]string{pb.AttrFullRemoteURL: "file:///etc"}}}}},
 		"source of unknown kind":    {{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "x://y"}}}},
 		"layout without digest":     {{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "oci-layout://y"}}}},
 		"patterns that are no JSON": {{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "local://y", Attrs: map[string]string{pb.AttrExcludePatterns: "x"}}}}},
@@ -260,7 +266,7 @@ func must(b []byte, err error) []byte {
 
 // TestHostileSourceMap: places that there are not do no harm.
 func TestHostileSourceMap(t *testing.T) {
-	src := &pb.Op{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "git://x"}}}
+	src := &pb.Op{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "nosuch://x"}}}
 	def := definition(t, src)
 	at := func(i int32, rs ...*pb.Range) *pb.Locations {
 		return &pb.Locations{Locations: []*pb.Location{{SourceIndex: i, Ranges: rs}}}

@@ -244,8 +244,7 @@ func sourceOp(s *pb.SourceOp, p ocispec.Platform, op *engine.Op) (engine.Operati
 		sel, err := source.LocalSelection(rest, s.Attrs)
 		return &engine.Local{Selection: sel}, err
 	case "http", "https":
-		name(op, s.Identifier)
-		return httpSource(s)
+		return httpSource(s, op)
 	case "git":
 		return gitSource(rest, s.Attrs, op)
 	}

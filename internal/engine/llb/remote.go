@@ -2,6 +2,7 @@ package llb
 
 import (
 	"fmt"
+	"regexp"
 	"strconv"
 	"strings"
 
@@ -17,14 +18,25 @@ import (
 
 // httpSource decodes a source that is a file of an http server. Every attribute
 // counts: one that is not known might be a check of what is fetched.
-func httpSource(s *pb.SourceOp) (engine.Operation, error) {
+func httpSource(s *pb.SourceOp, op *engine.Op) (engine.Operation, error) {
 	h := &remote.HTTP{URL: s.Identifier}
 	for k, v := range s.Attrs {
 		if err := httpAttr(h, k, v); err != nil {
 			return nil, fmt.Errorf("source %s: %w", http.Redact(s.Identifier), err)
 		}
 	}
-	return &engine.Remote{Source: h}, nil
+	return remoteOp(op, h), nil
+}
+
+// stepName is the name of a Dockerfile's step.
+var stepName = regexp.MustCompile(`^\[[^\]]*\d+/\d+\] `)
+
+// remoteOp gives the operation a name of its own: the front end gives it the ADD's.
+func remoteOp(op *engine.Op, s remote.Source) *engine.Remote {
+	if op.Name == "" || stepName.MatchString(op.Name) {
+		op.Name = "fetch " + s.String()
+	}
+	return &engine.Remote{Source: s}
 }
 
 func httpAttr(h *remote.HTTP, k, v string) error {
@@ -96,8 +108,7 @@ func gitSource(id string, attrs map[string]string, op *engine.Op) (engine.Operat
 	if err := g.Ref.Validate(); err != nil {
 		return nil, fmt.Errorf("source %s: %w", ref, err)
 	}
-	name(op, ref.String())
-	return &engine.Remote{Source: g}, nil
+	return remoteOp(op, g), nil
 }
 
 func gitAttr(g *remote.Git, k, v string) error {
