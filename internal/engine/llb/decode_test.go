@@ -222,17 +222,17 @@ func TestHostileGraphs(t *testing.T) {
 		"diff of what is not": {src, {Op: &pb.Op_Diff{Diff: &pb.DiffOp{
 			Lower: &pb.LowerDiffInput{Input: -1}, Upper: &pb.UpperDiffInput{Input: 7},
 		}}, Inputs: in}},
-		"source of no kind":         {{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "x"}}}},
-		"checksum that is none":        {{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "https://y", Attrs: map[string]string{pb.AttrHTTPChecksum: "x"}}}}},
-		"signature of a file":          {{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "https://y", Attrs: map[string]string{pb.AttrHTTPSignatureVerify: "x"}}}}},
-		"signature of a commit":        {{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "git://h/y", Attrs: map[string]string{pb.AttrGitSignatureVerifyPubKey: "x"}}}}},
-		"git option as a ref":          {{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "git://h/y#--upload-pack=x"}}}},
-		"git option as a repository":   {{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "git://h/y", Attrs: map[string]string{pb.AttrFullRemoteURL: "--upload-pack=x"}}}}},
-		"local git repository":         {{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "git://h/y", Attrs: map[string]string{pb.AttrFullRemoteURL: "file:///etc"}}}}},
-		"source of unknown kind":    {{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "x://y"}}}},
-		"layout without digest":     {{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "oci-layout://y"}}}},
-		"patterns that are no JSON": {{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "local://y", Attrs: map[string]string{pb.AttrExcludePatterns: "x"}}}}},
-		"a limit on layers":         {{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "docker-image://y", Attrs: map[string]string{pb.AttrImageLayerLimit: "1"}}}}},
+		"source of no kind":          {{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "x"}}}},
+		"checksum that is none":      {{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "https://y", Attrs: map[string]string{pb.AttrHTTPChecksum: "x"}}}}},
+		"signature of a file":        {{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "https://y", Attrs: map[string]string{pb.AttrHTTPSignatureVerify: "x"}}}}},
+		"signature of a commit":      {{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "git://h/y", Attrs: map[string]string{pb.AttrGitSignatureVerifyPubKey: "x"}}}}},
+		"git option as a ref":        {{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "git://h/y#--upload-pack=x"}}}},
+		"git option as a repository": {{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "git://h/y", Attrs: map[string]string{pb.AttrFullRemoteURL: "--upload-pack=x"}}}}},
+		"local git repository":       {{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "git://h/y", Attrs: map[string]string{pb.AttrFullRemoteURL: "file:///etc"}}}}},
+		"source of unknown kind":     {{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "x://y"}}}},
+		"layout without digest":      {{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "oci-layout://y"}}}},
+		"patterns that are no JSON":  {{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "local://y", Attrs: map[string]string{pb.AttrExcludePatterns: "x"}}}}},
+		"a limit on layers":          {{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "docker-image://y", Attrs: map[string]string{pb.AttrImageLayerLimit: "1"}}}}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if g, err := llb.Decode(definition(t, ops...)); err == nil {
