@@ -143,7 +143,7 @@ func (p *pushing) ref(ctx context.Context, ref string, step *progress.Step) (des
 		return desc, err
 	}
 	if p.platform != nil {
-		img, err := image.Resolve(ctx, documents(p.store), desc, *p.platform)
+		img, err := image.Resolve(ctx, image.InStore(p.store), desc, *p.platform)
 		if err != nil {
 			return desc, err
 		}
