@@ -49,7 +49,7 @@ each added.`,
 		if err != nil {
 			return err
 		}
-		found, err := find(cmd.Context(), st, args[0])
+		found, err := find(st, args[0])
 		if err != nil {
 			return err
 		}

@@ -88,7 +88,7 @@ func (a *App) save(ctx context.Context, st *store.Store, names []string, p *ocis
 // toSave is an image with the name that it was asked for by, or, if that is an
 // ID, with none.
 func toSave(ctx context.Context, st *store.Store, name string, p *ocispec.Platform) (image.ToSave, error) {
-	found, err := find(ctx, st, name)
+	found, err := find(st, name)
 	if err != nil {
 		return image.ToSave{}, err
 	}

@@ -35,7 +35,7 @@ it. The image's name must begin with the registry's to be pushed there.`,
 			return err
 		}
 		defer release()
-		img, err := find(cmd.Context(), st, args[0])
+		img, err := find(st, args[0])
 		if err != nil {
 			return err
 		}
@@ -106,7 +106,7 @@ func refsOf(cmd *cobra.Command, st *store.Store, name string, force bool) ([]str
 			return []string{ref}, nil
 		}
 	}
-	img, err := find(cmd.Context(), st, name)
+	img, err := find(st, name)
 	if err != nil {
 		if force && diag.ExitCode(err) == diag.ExitFailure {
 			return nil, nil

@@ -81,7 +81,7 @@ func (p *Push) Layer(ctx context.Context, l image.Layer) error {
 		}
 		return r, err
 	}
-	item := l.Blob.Digest.Algorithm().String() + ":" + l.Blob.Digest.Encoded()[:12]
+	item := shortDigest(l.Blob.Digest)
 	// A step only if there is something to send, and from then on. The body
 	// may still be read for a moment after Blob has given up.
 	step := sync.OnceValue(func() *progress.Step {
@@ -146,3 +146,6 @@ func (p *Push) tag(ctx context.Context, ref string, d ocispec.Descriptor, raw []
 	}
 	return pusher.Tag(ctx, d.MediaType, raw)
 }
+
+// shortDigest is the form in which progress shows a digest.
+func shortDigest(d digest.Digest) string { return d.Algorithm().String() + ":" + d.Encoded()[:12] }

@@ -188,7 +188,7 @@ func (s *saving) manifest(ctx context.Context, raw []byte, f Fetcher) error {
 
 // dockerEntry is an image's entry in manifest.json.
 func dockerEntry(ctx context.Context, st *store.Store, im ToSave, platform ocispec.Platform) (map[string]any, error) {
-	img, err := Resolve(ctx, documentsOf(st), im.Descriptor, platform)
+	img, err := Resolve(ctx, InStore(st), im.Descriptor, platform)
 	if err != nil {
 		return nil, err
 	}

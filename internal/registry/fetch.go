@@ -173,7 +173,7 @@ func (b *blobReader) resume(why error) error {
 		if b.ctx.Err() != nil {
 			return context.Cause(b.ctx)
 		}
-		if b.tries++; b.tries >= b.net.Tries() || !wire.Transient(why) {
+		if b.tries++; b.tries >= b.net.Options().Retry.Tries || !wire.Transient(why) {
 			return fmt.Errorf("after %d of %d bytes: %w", b.offset, b.desc.Size, why)
 		}
 		if err := b.net.Pause(b.ctx, b.tries, 0, "resume blob "+b.desc.Digest.String(), why); err != nil {
