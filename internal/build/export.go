@@ -6,56 +6,130 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"sync"
+	"time"
 
 	"github.com/kiln-build/kiln/internal/diag"
 	"github.com/kiln-build/kiln/internal/export"
+	"github.com/kiln-build/kiln/internal/frontend"
 	"github.com/kiln-build/kiln/internal/image"
+	"github.com/kiln-build/kiln/internal/layer"
 )
+
+// Export says what becomes of a plan.
+type Export struct {
+	Outputs     []Output
+	Compression layer.Compression
+	// Epoch is SOURCE_DATE_EPOCH: the image says of nothing in it that it is younger. Nil: none.
+	Epoch *time.Time
+}
+
+// exporting is a plan on its way to its outputs.
+type exporting struct {
+	*Build
+	Export
+	opening sync.Once
+	pushes  []*export.Push
+	openErr error
+	index   []byte // for several platforms
+}
+
+// Export computes a plan and writes the result to all outputs. If it fails, no tag was given.
+func (b *Build) Export(ctx context.Context, plan *frontend.Plan, x Export) (*Result, error) {
+	e := &exporting{Build: b, Export: x}
+	var built []*image.Image
+	for _, p := range plan.Platforms {
+		img, err := e.platform(ctx, p)
+		if err != nil {
+			return nil, err
+		}
+		built = append(built, img)
+	}
+	return e.export(ctx, built)
+}
+
+// platform builds one platform's image. Without need for more, it has layers alone.
+func (e *exporting) platform(ctx context.Context, p frontend.PlatformPlan) (*image.Image, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	up := newUploads(e, cancel)
+	defer up.wait()
+	defer cancel(nil)
+	res, err := e.solve(ctx, p.Definition, func(ls []image.Layer) { up.begin(ctx, ls) })
+	if err != nil {
+		return nil, err
+	}
+	layers, err := e.solver.Layers(ctx, res)
+	if err != nil {
+		return nil, err
+	}
+	if !e.needsImage() {
+		return &image.Image{Layers: layers}, nil
+	}
+	up.begin(ctx, layers)
+	if layers, err = up.finish(); err != nil {
+		return nil, err
+	}
+	opt := image.AssembleOptions{Config: p.Config, BaseConfig: p.BaseConfig, Epoch: e.Epoch}
+	for _, l := range layers {
+		n := image.NewLayer{Layer: l}
+		if !l.Created.IsZero() {
+			n.Created = &l.Created
+		}
+		opt.Layers = append(opt.Layers, n)
+	}
+	img, err := image.Assemble(opt)
+	if err != nil {
+		return nil, err
+	}
+	platform := p.Platform
+	img.Manifest.Platform = &platform
+	return img, nil
+}
 
 // export writes the finished images to all outputs: files first, then what
 // registries have without a name, then names. So a failing output leaves no tag.
-func (j *job) export(ctx context.Context, built []*image.Image) (*Result, error) {
+func (e *exporting) export(ctx context.Context, built []*image.Image) (*Result, error) {
 	all := func(export.Spec) bool { return true }
-	res := &Result{Tags: j.names(all)}
-	if j.needsImage() {
-		if err := j.describe(res, built); err != nil {
+	res := &Result{Tags: e.names(all)}
+	if e.needsImage() {
+		if err := e.describe(res, built); err != nil {
 			return nil, err
 		}
 	}
-	for _, o := range j.outputs {
+	for _, o := range e.Outputs {
 		if o.ToRegistry() || o.ToStore() {
 			continue
 		}
-		if err := j.output(ctx, o, res, built); err != nil {
+		if err := e.output(ctx, o, res, built); err != nil {
 			return nil, fmt.Errorf("output %s: %w", o, err)
 		}
 	}
-	if err := j.push(ctx, res, built); err != nil {
+	if err := e.push(ctx, res, built); err != nil {
 		return nil, err
 	}
-	if slices.ContainsFunc(j.outputs, func(o output) bool { return o.ToStore() }) {
-		if err := j.describeInStore(built); err != nil {
+	if slices.ContainsFunc(e.Outputs, func(o Output) bool { return o.ToStore() }) {
+		if err := e.describeInStore(built); err != nil {
 			return nil, err
 		}
-		return res, image.Tag(j.Store, res.Descriptor, j.names(export.Spec.ToStore)...)
+		return res, image.Tag(e.Store, res.Descriptor, e.names(export.Spec.ToStore)...)
 	}
 	return res, nil
 }
 
 // push sends what the layers' uploads have left to be sent.
-func (j *job) push(ctx context.Context, res *Result, built []*image.Image) error {
-	ps, err := j.openPushes(ctx)
+func (e *exporting) push(ctx context.Context, res *Result, built []*image.Image) error {
+	ps, err := e.openPushes(ctx)
 	if err != nil {
 		return err
 	}
 	for _, p := range ps {
-		if err := p.Manifests(ctx, built, j.index != nil); err != nil {
+		if err := p.Manifests(ctx, built, e.index != nil); err != nil {
 			return err
 		}
 	}
 	// Tags only now: a registry that refuses leaves none behind in another.
 	for _, p := range ps {
-		if err := p.Tag(ctx, res.Descriptor, j.top(built)); err != nil {
+		if err := p.Tag(ctx, res.Descriptor, e.top(built)); err != nil {
 			return err
 		}
 		res.Pushed = append(res.Pushed, p.Refs...)
@@ -64,7 +138,7 @@ func (j *job) push(ctx context.Context, res *Result, built []*image.Image) error
 }
 
 // describe fills in what the result is called: one manifest, or an index of several.
-func (j *job) describe(res *Result, built []*image.Image) (err error) {
+func (e *exporting) describe(res *Result, built []*image.Image) (err error) {
 	if len(built) == 1 {
 		res.ID, res.Descriptor = built[0].ID(), built[0].Manifest
 		res.Digest = res.Descriptor.Digest
@@ -74,68 +148,68 @@ func (j *job) describe(res *Result, built []*image.Image) (err error) {
 	for _, b := range built {
 		opt.Manifests = append(opt.Manifests, b.Manifest)
 	}
-	j.index, res.Descriptor, err = image.AssembleIndex(opt)
+	e.index, res.Descriptor, err = image.AssembleIndex(opt)
 	res.Digest, res.ID = res.Descriptor.Digest, res.Descriptor.Digest
 	return err
 }
 
 // top is the document that a tag names.
-func (j *job) top(built []*image.Image) []byte {
-	if j.index != nil {
-		return j.index
+func (e *exporting) top(built []*image.Image) []byte {
+	if e.index != nil {
+		return e.index
 	}
 	return built[0].RawManifest
 }
 
-func (j *job) output(ctx context.Context, o output, res *Result, built []*image.Image) error {
-	step := j.Progress.Step("exporting to "+string(o.Type), "")
+func (e *exporting) output(ctx context.Context, o Output, res *Result, built []*image.Image) error {
+	step := e.Progress.Step("exporting to "+string(o.Type), "")
 	step.Start()
 	var err error
 	if o.NeedsImage() {
-		err = j.writeImage(ctx, o, res, built)
+		err = e.writeImage(ctx, o, res, built)
 	} else {
-		err = j.writeFiles(ctx, o, built)
+		err = e.writeFiles(ctx, o, built)
 	}
 	step.Done(err)
 	return err
 }
 
 // writeImage writes an archive or layout.
-func (j *job) writeImage(ctx context.Context, o output, res *Result, built []*image.Image) error {
-	if err := j.describeInStore(built); err != nil {
+func (e *exporting) writeImage(ctx context.Context, o Output, res *Result, built []*image.Image) error {
+	if err := e.describeInStore(built); err != nil {
 		return err
 	}
-	images := []image.ToSave{{Descriptor: res.Descriptor, Refs: o.names}}
-	opt := image.SaveOptions{Docker: o.Type == export.Docker, Fetcher: j.images, Platform: *built[0].Manifest.Platform}
+	images := []image.ToSave{{Descriptor: res.Descriptor, Refs: o.Names}}
+	opt := image.SaveOptions{Docker: o.Type == export.Docker, Fetcher: e.images, Platform: *built[0].Manifest.Platform}
 	if o.Dir {
-		return image.SaveLayout(ctx, j.Store, o.Dest, images, opt)
+		return image.SaveLayout(ctx, e.Store, o.Dest, images, opt)
 	}
-	return j.toFile(o.Dest, func(w io.Writer) error { return image.Save(ctx, j.Store, w, images, opt) })
+	return e.toFile(o.Dest, func(w io.Writer) error { return image.Save(ctx, e.Store, w, images, opt) })
 }
 
 // writeFiles writes the root file system.
-func (j *job) writeFiles(ctx context.Context, o output, built []*image.Image) error {
+func (e *exporting) writeFiles(ctx context.Context, o Output, built []*image.Image) error {
 	if len(built) != 1 {
 		return diag.New(diag.ExitUsage, "several platforms cannot go to one output of type %s", o.Type)
 	}
-	t, closeTree, err := export.OpenTree(ctx, j.Store, j.images, built[0].Layers)
+	t, closeTree, err := export.OpenTree(ctx, e.Store, e.images, built[0].Layers)
 	if err != nil {
 		return err
 	}
 	defer closeTree()
-	t = export.Clamp(t, j.epoch)
+	t = export.Clamp(t, e.Epoch)
 	if o.Type == export.Tar {
-		return j.toFile(o.Dest, func(w io.Writer) error { return export.WriteTar(ctx, t, w) })
+		return e.toFile(o.Dest, func(w io.Writer) error { return export.WriteTar(ctx, t, w) })
 	}
 	skipped, err := export.WriteDir(ctx, t, o.Dest)
 	if len(skipped) > 0 {
-		j.Progress.Warn(fmt.Sprintf("%d devices and FIFOs were left out of %s, %s among them", len(skipped), o.Dest, skipped[0]))
+		e.Progress.Warn(fmt.Sprintf("%d devices and FIFOs were left out of %s, %s among them", len(skipped), o.Dest, skipped[0]))
 	}
 	return err
 }
 
 // toFile writes a file that appears only when it is whole; "-" is standard output.
-func (j *job) toFile(dest string, write func(io.Writer) error) error {
+func (e *exporting) toFile(dest string, write func(io.Writer) error) error {
 	to := func(w io.Writer) error {
 		b := bufio.NewWriterSize(w, 1<<20)
 		if err := write(b); err != nil {
@@ -144,22 +218,38 @@ func (j *job) toFile(dest string, write func(io.Writer) error) error {
 		return b.Flush()
 	}
 	if dest == "-" {
-		return to(j.Stdout)
+		return to(e.Stdout)
 	}
 	return export.WriteFile(dest, to)
 }
 
 // describeInStore stores the images without a name. Layers that came from a
 // registry and were not needed here stay there until they are.
-func (j *job) describeInStore(built []*image.Image) error {
+func (e *exporting) describeInStore(built []*image.Image) error {
 	for _, b := range built {
-		if _, err := image.Keep(j.Store, b); err != nil {
+		if _, err := image.Keep(e.Store, b); err != nil {
 			return err
 		}
 	}
-	if j.index == nil {
+	if e.index == nil {
 		return nil
 	}
-	_, err := j.Store.PutBlob(j.index)
+	_, err := e.Store.PutBlob(e.index)
 	return err
+}
+
+// names are those that the image gets, of outputs of a kind.
+func (e *exporting) names(kind func(export.Spec) bool) (all []string) {
+	for _, o := range e.Outputs {
+		for _, n := range o.Names {
+			if kind(o.Spec) && !slices.Contains(all, n) {
+				all = append(all, n)
+			}
+		}
+	}
+	return all
+}
+
+func (e *exporting) needsImage() bool {
+	return slices.ContainsFunc(e.Outputs, func(o Output) bool { return o.NeedsImage() })
 }

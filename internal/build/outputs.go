@@ -1,22 +1,35 @@
 package build
 
 import (
+	"context"
+	"io"
 	"slices"
 	"strings"
 
 	"github.com/kiln-build/kiln/internal/diag"
 	"github.com/kiln-build/kiln/internal/export"
 	"github.com/kiln-build/kiln/internal/registry"
+	"github.com/kiln-build/kiln/internal/tree"
 )
 
-// output is where the result is to go, with all names that it gets there.
-type output struct {
-	export.Spec
-	names []string // normalised
+// Output is where the result is to go.
+type Output struct {
+	export.Spec // Names: all that it gets there, normalised
+	// To takes what goes to files of somebody else. Nil: Spec.Dest says where on this machine.
+	To Destination
+}
+
+// Destination takes files of an output.
+type Destination interface {
+	// File opens the file that an archive or tar is written to. meta is what is said of the
+	// result, by BuildKit's names. Close says whether all of it has arrived.
+	File(ctx context.Context, meta map[string]string) (io.WriteCloser, error)
+	// Tree takes a root file system. platform is what several are told apart by; empty if there is one.
+	Tree(ctx context.Context, t tree.Tree, platform string) error
 }
 
 // outputs are those of a request. It finds what cannot work before anything is done.
-func outputs(req Request) ([]output, error) {
+func outputs(req Request) ([]Output, error) {
 	tags, err := normalise(nil, req.Tags)
 	if err != nil {
 		return nil, err
@@ -25,15 +38,15 @@ func outputs(req Request) ([]output, error) {
 	if len(specs) == 0 {
 		specs = []export.Spec{{Type: export.Image}}
 	}
-	var out []output
+	var out []Output
 	stdout := 0
 	for _, s := range specs {
-		o := output{Spec: s}
-		if o.names, err = normalise(tags, s.Names); err != nil {
+		o := Output{Spec: s}
+		if o.Names, err = normalise(tags, s.Names); err != nil {
 			return nil, err
 		}
 		switch {
-		case s.ToRegistry() && len(o.names) == 0:
+		case s.ToRegistry() && len(o.Names) == 0:
 			return nil, diag.New(diag.ExitUsage, "nowhere to push to: the image has no name").WithHint("give it one with -t REGISTRY/NAME:TAG")
 		case !s.NeedsImage() && len(req.Platforms) > 1:
 			return nil, diag.New(diag.ExitUsage, "several platforms cannot go to one output of type %s", s.Type)
@@ -64,20 +77,4 @@ func normalise(have, names []string) ([]string, error) {
 		}
 	}
 	return have, nil
-}
-
-// names are those that the image gets, of outputs of a kind.
-func (j *job) names(kind func(export.Spec) bool) (all []string) {
-	for _, o := range j.outputs {
-		for _, n := range o.names {
-			if kind(o.Spec) && !slices.Contains(all, n) {
-				all = append(all, n)
-			}
-		}
-	}
-	return all
-}
-
-func (j *job) needsImage() bool {
-	return slices.ContainsFunc(j.outputs, func(o output) bool { return o.NeedsImage() })
 }

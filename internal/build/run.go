@@ -4,28 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
-	"github.com/containerd/platforms"
-
-	"github.com/kiln-build/kiln/internal/cache"
 	"github.com/kiln-build/kiln/internal/diag"
-	"github.com/kiln-build/kiln/internal/engine"
 	"github.com/kiln-build/kiln/internal/engine/llb"
-	"github.com/kiln-build/kiln/internal/export"
 	"github.com/kiln-build/kiln/internal/frontend"
-	"github.com/kiln-build/kiln/internal/image"
-	"github.com/kiln-build/kiln/internal/layer"
-	"github.com/kiln-build/kiln/internal/source"
-	"github.com/kiln-build/kiln/internal/source/git"
-	"github.com/kiln-build/kiln/internal/source/local"
-	"github.com/kiln-build/kiln/internal/source/remote"
-	"github.com/kiln-build/kiln/internal/tree"
 )
 
 // Run builds. It either does all that the request asks for, or returns an
@@ -45,16 +30,66 @@ func Run(ctx context.Context, env Env, req Request) (*Result, error) {
 }
 
 func run(ctx context.Context, env Env, req Request) (*Result, error) {
-	j, err := newJob(ctx, env, req)
+	x, err := exports(req) // first: what is wrong with it costs nothing
 	if err != nil {
 		return nil, err
 	}
-	defer j.close()
-	plan, err := j.plan(ctx)
-	if err != nil {
-		return nil, err
+	var res *Result
+	err = withPlan(ctx, env, req, func(b *Build, p *frontend.Plan) (err error) {
+		res, err = b.Export(ctx, p, x)
+		return err
+	})
+	return res, err
+}
+
+// exports is what a request says of outputs.
+func exports(req Request) (Export, error) {
+	x := Export{Compression: req.Compression}
+	var err error
+	if x.Outputs, err = outputs(req); err != nil {
+		return x, err
 	}
-	return j.run(ctx, plan)
+	x.Epoch, err = epoch(req)
+	return x, err
+}
+
+// withPlan opens the build that a request asks for, and calls f with it.
+func withPlan(ctx context.Context, env Env, req Request, f func(*Build, *frontend.Plan) error) error {
+	c, err := openContexts(ctx, env, req)
+	defer func() {
+		if err := c.closers.close(); err != nil {
+			env.Progress.Warn("close: " + err.Error())
+		}
+	}()
+	if err != nil {
+		return err
+	}
+	b, err := Open(ctx, env, Inputs{Contexts: c.trees, Layouts: c.layouts, Pull: req.Pull})
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err := b.Close(); err != nil {
+			env.Progress.Warn("close: " + err.Error())
+		}
+	}()
+	plan, err := b.plan(ctx, c.input)
+	if err != nil {
+		return err
+	}
+	return f(b, plan)
+}
+
+func (b *Build) plan(ctx context.Context, in frontend.Input) (*frontend.Plan, error) {
+	step := b.Progress.Step("[internal] load build definition from "+in.Filename, "")
+	step.Start()
+	var plan *frontend.Plan
+	res, err := b.Frontend(ctx, in)
+	if err == nil {
+		plan, err = res.Plan()
+	}
+	step.Done(err)
+	return plan, err
 }
 
 // because prefers the reason why a context ended to what that led to. A time
@@ -73,217 +108,22 @@ func because(ctx context.Context, err error) error {
 
 // Plan makes the plan of a build and describes it, without building.
 func Plan(ctx context.Context, env Env, req Request) (string, error) {
-	j, err := newJob(ctx, env, req)
-	if err != nil {
+	var s strings.Builder
+	if _, err := exports(req); err != nil {
 		return "", err
 	}
-	defer j.close()
-	plan, err := j.plan(ctx)
-	if err != nil {
-		return "", err
-	}
-	var b strings.Builder
-	for _, p := range plan.Platforms {
-		g, err := llb.Decode(p.Definition)
-		if err != nil {
-			return "", err
+	err := withPlan(ctx, env, req, func(_ *Build, plan *frontend.Plan) error {
+		for _, p := range plan.Platforms {
+			g, err := llb.Decode(p.Definition)
+			if err != nil {
+				return err
+			}
+			fmt.Fprintf(&s, "platform %s/%s\n", p.Platform.OS, p.Platform.Architecture)
+			g.Print(&s)
 		}
-		fmt.Fprintf(&b, "platform %s/%s\n", p.Platform.OS, p.Platform.Architecture)
-		g.Print(&b)
-	}
-	return b.String(), nil
-}
-
-// Tree implements frontend.Files.
-func (j *job) Tree(ctx context.Context, def *frontend.Definition) (tree.Tree, error) {
-	g, err := llb.Decode(def)
-	if err != nil {
-		return nil, err
-	}
-	res, err := j.solver.Solve(ctx, g, nil)
-	if err != nil {
-		return nil, err
-	}
-	return j.solver.Tree(ctx, res)
-}
-
-// job is one build.
-type job struct {
-	Env
-	req     Request
-	outputs []output
-	epoch   *time.Time
-	images  *images
-	trees   source.Trees
-	input   frontend.Input
-	solver  *engine.Solver
-	opening sync.Once
-	pushes  []*export.Push
-	openErr error
-	index   []byte // for several platforms
-	scratch string // a directory for what is fetched
-	closers []func() error
-	release func()
-}
-
-func newJob(ctx context.Context, env Env, req Request) (_ *job, err error) {
-	j := &job{Env: env, req: req}
-	defer func() {
-		if err != nil {
-			j.close()
-		}
-	}()
-	if j.outputs, err = outputs(req); err != nil {
-		return nil, err
-	}
-	if j.epoch, err = epoch(req); err != nil {
-		return nil, err
-	}
-	if j.release, err = env.Store.Use(ctx); err != nil {
-		return nil, err
-	}
-	j.images = &images{store: env.Store, registry: env.Registry, pull: req.Pull, layouts: map[string]*image.Layout{}}
-	if err := j.open(ctx); err != nil {
-		return nil, err
-	}
-	j.solver = engine.New(engine.Config{
-		Store: j.Store, Cache: cache.NewLocal(j.Store), Images: j.images, Contexts: j.trees, Sandbox: j.Sandbox,
-		Remotes:    remote.Env{Dir: j.scratch, Environ: j.Environ, Memory: j.Store, Limits: layer.DefaultLimits()},
-		ResolvConf: resolvConf(), Progress: j.Progress,
+		return nil
 	})
-	return j, nil
-}
-
-func (j *job) close() {
-	if j.solver != nil {
-		j.closers = append([]func() error{j.solver.Close}, j.closers...)
-	}
-	for _, c := range j.closers {
-		if err := c(); err != nil {
-			j.Progress.Warn("close: " + err.Error())
-		}
-	}
-	if j.release != nil {
-		j.release()
-	}
-}
-
-// open opens the build contexts.
-func (j *job) open(ctx context.Context) error {
-	scratch, cleanup, err := j.Store.TempDir("context")
-	if err != nil {
-		return err
-	}
-	j.scratch = scratch
-	j.closers = append(j.closers, func() error { cleanup(); return nil })
-	keepGit, _ := strconv.ParseBool(j.req.BuildArgs["BUILDKIT_CONTEXT_KEEP_GIT_DIR"])
-	src, err := source.Open(ctx, source.Options{
-		Arg: j.req.Context, Dockerfile: j.req.Dockerfile, Stdin: j.req.Stdin, ScratchDir: scratch, StatCache: j.statCache(),
-		Env: j.Environ, KeepGitDir: keepGit, Limits: layer.DefaultLimits(),
-	})
-	if err != nil {
-		return err
-	}
-	j.closers = append([]func() error{src.Close}, j.closers...)
-	j.trees = source.Trees{frontend.ContextName: src.Tree, frontend.DockerfileName: src.DockerfileTree}
-	j.input = frontend.Input{
-		Filename: src.DockerfileName, BuildArgs: j.req.BuildArgs, Labels: j.req.Labels, Target: j.req.Target,
-		Platforms: j.req.Platforms, NoCache: j.req.NoCache, Network: j.req.Network, AddHosts: j.req.AddHosts,
-		NamedContexts: map[string]string{}, NoIgnoreFile: !src.Ignore,
-		Contexts: j.trees, Files: j,
-	}
-	for name, value := range j.req.Contexts {
-		if err := j.openNamed(ctx, name, value); err != nil {
-			return fmt.Errorf("build context %q: %w", name, err)
-		}
-	}
-	return nil
-}
-
-// statCache is where contexts keep the digests of files that have not changed.
-func (j *job) statCache() string { return filepath.Join(j.Store.Root(), "stat") }
-
-func (j *job) openNamed(ctx context.Context, name, value string) error {
-	kind, rest, ok := strings.Cut(value, "://")
-	_, gitErr := git.Parse(value)
-	if _, err := os.Stat(value); err == nil {
-		ok, gitErr = false, git.ErrNotGit // what exists as a path is one, whatever it looks like
-	}
-	switch {
-	case strings.HasPrefix(value, "target:"):
-		return diag.New(diag.ExitUsage, "a target of another build (%s) cannot be a context here: that is for builds of several targets", value).
-			WithHint("a stage of the same Dockerfile needs no context: COPY --from=STAGE")
-	case gitErr == nil, ok && (kind == "http" || kind == "https"):
-		j.input.NamedContexts[name] = value
-	case !ok:
-		t, err := local.Open(value, local.WithStatCache(j.statCache()))
-		if err != nil {
-			return err
-		}
-		j.closers = append(j.closers, t.Close)
-		id := "named-" + name
-		j.trees[id] = t
-		j.input.NamedContexts[name] = "local:" + id
-	case kind == "docker-image":
-		j.input.NamedContexts[name] = value
-	case kind == "oci-layout":
-		return j.openLayout(ctx, name, rest)
-	default:
-		return diag.New(diag.ExitUsage, "contexts of kind %s:// are not supported yet", kind).
-			WithHint("a directory, a URL of a git repository or a file, docker-image://REF and oci-layout://PATH are")
-	}
-	return nil
-}
-
-func (j *job) openLayout(ctx context.Context, name, spec string) error {
-	dir, ref := splitLayout(spec)
-	l, err := image.OpenLayout(dir)
-	if err != nil {
-		return err
-	}
-	platform := platforms.DefaultSpec()
-	if len(j.req.Platforms) > 0 {
-		platform = j.req.Platforms[0]
-	}
-	img, err := l.Resolve(ctx, ref, platform)
-	if err != nil {
-		return err
-	}
-	id := fmt.Sprintf("layout%d", len(j.images.layouts))
-	j.images.layouts[id] = l
-	j.input.NamedContexts[name] = "oci-layout://" + id + "@" + img.Digest.String()
-	return nil
-}
-
-// splitLayout splits PATH[:TAG] or PATH@DIGEST; without either ref is empty.
-func splitLayout(spec string) (dir, ref string) {
-	if dir, ref, ok := strings.Cut(spec, "@"); ok {
-		return dir, ref
-	}
-	if i := strings.LastIndexByte(spec, ':'); i > strings.LastIndexByte(spec, '/') {
-		return spec[:i], spec[i+1:]
-	}
-	return spec, ""
-}
-
-func (j *job) plan(ctx context.Context) (*frontend.Plan, error) {
-	step := j.Progress.Step("[internal] load build definition from "+j.input.Filename, "")
-	step.Start()
-	p, err := frontend.Load(ctx, j.input, j.images, j.Progress)
-	step.Done(err)
-	return p, err
-}
-
-func (j *job) run(ctx context.Context, plan *frontend.Plan) (*Result, error) {
-	var built []*image.Image
-	for _, p := range plan.Platforms {
-		img, err := j.platform(ctx, p)
-		if err != nil {
-			return nil, err
-		}
-		built = append(built, img)
-	}
-	return j.export(ctx, built)
+	return s.String(), err
 }
 
 // epoch is the build arg SOURCE_DATE_EPOCH: the image says of nothing in it
@@ -299,56 +139,4 @@ func epoch(req Request) (*time.Time, error) {
 	}
 	t := time.Unix(n, 0).UTC()
 	return &t, nil
-}
-
-// platform builds one platform's image. Without need for more, it has layers alone.
-func (j *job) platform(ctx context.Context, p frontend.PlatformPlan) (*image.Image, error) {
-	g, err := llb.Decode(p.Definition)
-	if err != nil {
-		return nil, err
-	}
-	ctx, cancel := context.WithCancelCause(ctx)
-	up := newUploads(j, cancel)
-	defer up.wait()
-	defer cancel(nil)
-	res, err := j.solver.Solve(ctx, g, func(ls []image.Layer) { up.begin(ctx, ls) })
-	if err != nil {
-		return nil, err
-	}
-	layers, err := j.solver.Layers(ctx, res)
-	if err != nil {
-		return nil, err
-	}
-	if !j.needsImage() {
-		return &image.Image{Layers: layers}, nil
-	}
-	up.begin(ctx, layers)
-	if layers, err = up.finish(); err != nil {
-		return nil, err
-	}
-	opt := image.AssembleOptions{Config: p.Config, BaseConfig: p.BaseConfig, Epoch: j.epoch}
-	for _, l := range layers {
-		n := image.NewLayer{Layer: l}
-		if !l.Created.IsZero() {
-			n.Created = &l.Created
-		}
-		opt.Layers = append(opt.Layers, n)
-	}
-	img, err := image.Assemble(opt)
-	if err != nil {
-		return nil, err
-	}
-	platform := p.Platform
-	img.Manifest.Platform = &platform
-	return img, nil
-}
-
-// resolvConf is the builder's own; without one, names cannot be resolved in
-// RUN steps either.
-func resolvConf() []byte {
-	b, err := os.ReadFile("/etc/resolv.conf")
-	if err != nil {
-		return nil
-	}
-	return b
 }

@@ -15,7 +15,7 @@ import (
 // uploads compresses the result's layers, and sends them to where they are to
 // go, while later steps still run.
 type uploads struct {
-	j       *job
+	e       *exporting
 	fail    context.CancelCauseFunc // ends the build: what cannot be sent need not be built
 	wg      sync.WaitGroup
 	packing *semaphore.Weighted // compression uses all CPUs: one layer at a time
@@ -32,13 +32,13 @@ type upload struct {
 	err    error
 }
 
-func newUploads(j *job, fail context.CancelCauseFunc) *uploads {
-	return &uploads{j: j, fail: fail, packing: semaphore.NewWeighted(1)}
+func newUploads(e *exporting, fail context.CancelCauseFunc) *uploads {
+	return &uploads{e: e, fail: fail, packing: semaphore.NewWeighted(1)}
 }
 
 // begin starts what is new in layers; calls repeat and extend each other.
 func (u *uploads) begin(ctx context.Context, layers []image.Layer) {
-	if !u.j.needsImage() {
+	if !u.e.needsImage() {
 		return
 	}
 	u.mu.Lock()
@@ -69,7 +69,7 @@ func (u *uploads) send(ctx context.Context, l image.Layer) (image.Layer, error) 
 		return l, err
 	}
 	l = packed
-	ps, err := u.j.openPushes(ctx)
+	ps, err := u.e.openPushes(ctx)
 	if err != nil {
 		return l, err
 	}
@@ -92,25 +92,25 @@ func (u *uploads) pack(ctx context.Context, l image.Layer) (image.Layer, error) 
 	}
 	defer u.packing.Release(1)
 	// What a build made has a time of its own; what came with a base image stays as it is.
-	if e := u.j.epoch; e != nil && !l.Created.IsZero() {
+	if epoch := u.e.Epoch; epoch != nil && !l.Created.IsZero() {
 		var err error
-		if l, err = export.ClampLayer(ctx, u.j.Store, u.j.images, l, *e); err != nil {
+		if l, err = export.ClampLayer(ctx, u.e.Store, u.e.images, l, *epoch); err != nil {
 			return l, err
 		}
 	}
-	return image.Pack(ctx, u.j.Store, l, u.j.req.Compression, 0)
+	return image.Pack(ctx, u.e.Store, l, u.e.Compression, 0)
 }
 
 // openPushes opens one push for each repository that the image goes to, once.
-func (j *job) openPushes(ctx context.Context) ([]*export.Push, error) {
-	j.opening.Do(func() { j.pushes, j.openErr = j.openRepositories(ctx) })
-	return j.pushes, j.openErr
+func (e *exporting) openPushes(ctx context.Context) ([]*export.Push, error) {
+	e.opening.Do(func() { e.pushes, e.openErr = e.openRepositories(ctx) })
+	return e.pushes, e.openErr
 }
 
-func (j *job) openRepositories(ctx context.Context) ([]*export.Push, error) {
+func (e *exporting) openRepositories(ctx context.Context) ([]*export.Push, error) {
 	var all []*export.Push
 	byRepo := map[string]*export.Push{}
-	for _, ref := range j.names(export.Spec.ToRegistry) {
+	for _, ref := range e.names(export.Spec.ToRegistry) {
 		repo, err := registry.Repository(ref)
 		if err != nil {
 			return nil, err
@@ -119,7 +119,7 @@ func (j *job) openRepositories(ctx context.Context) ([]*export.Push, error) {
 			p.Refs = append(p.Refs, ref)
 			continue
 		}
-		p, err := export.OpenPush(ctx, j.Registry, j.Store, j.images, ref, j.Progress)
+		p, err := export.OpenPush(ctx, e.Registry, e.Store, e.images, ref, e.Progress)
 		if err != nil {
 			return nil, err
 		}

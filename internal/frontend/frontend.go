@@ -10,7 +10,6 @@ package frontend
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"maps"
 	"strings"
@@ -20,6 +19,7 @@ import (
 	"github.com/moby/buildkit/frontend/dockerfile/builder"
 	gateway "github.com/moby/buildkit/frontend/gateway/client"
 	"github.com/moby/buildkit/solver/pb"
+	"github.com/moby/buildkit/util/system"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -37,6 +37,14 @@ const (
 
 // Input is everything that a Dockerfile's meaning depends on.
 type Input struct {
+	// Attrs are options by the names that BuildKit's front end has for them, all of those that
+	// it knows; the fields below go before them.
+	Attrs map[string]string
+	// Inputs are definitions that the front end may ask for, by name: contexts, mostly.
+	Inputs map[string]*Definition
+	// SessionID is written into the graph as where local contexts come from; empty: "kiln",
+	// so that the same input gives the same graph.
+	SessionID string
 	Filename  string // of the Dockerfile, in the tree named DockerfileName
 	BuildArgs map[string]string
 	Labels    map[string]string
@@ -83,6 +91,7 @@ type Plan struct {
 
 // PlatformPlan is the plan for one platform.
 type PlatformPlan struct {
+	ID       string // "linux/amd64": what several are told apart by
 	Platform ocispec.Platform
 	// Definition is what is to be computed. Nil: an empty image.
 	Definition *Definition
@@ -92,19 +101,62 @@ type PlatformPlan struct {
 	BaseConfig []byte
 }
 
-// Load makes the plan. Errors that have to do with a line of the Dockerfile are *diag.Error.
-func Load(ctx context.Context, in Input, images Images, rec *progress.Recorder) (*Plan, error) {
+// Result is what a front end made, or a client in its place: definitions, of which nothing need
+// have been computed, and what is said about them.
+type Result struct {
+	Ref *Definition // nil: an empty file system, or see Refs
+	// Refs are in place of Ref, by the ID of a platform; nil: an empty file system.
+	Refs map[string]*Definition
+	// Metadata by BuildKit's keys (package exptypes): platforms, configs, answers to questions.
+	Metadata map[string][]byte
+}
+
+// Solve runs the front end. Errors that have to do with a line of the Dockerfile are *diag.Error.
+func Solve(ctx context.Context, in Input, images Images, rec *progress.Recorder) (*Result, error) {
 	c := &client{in: in, images: images, rec: rec, opts: attributes(in)}
 	res, err := builder.Build(ctx, c)
 	if err != nil {
 		return nil, explain(err, in.Filename)
 	}
-	return newPlan(res)
+	return newResult(res), nil
+}
+
+// Load is Solve for who wants a plan.
+func Load(ctx context.Context, in Input, images Images, rec *progress.Recorder) (*Plan, error) {
+	res, err := Solve(ctx, in, images, rec)
+	if err != nil {
+		return nil, err
+	}
+	return res.Plan()
+}
+
+func newResult(res *gateway.Result) *Result {
+	out := &Result{Metadata: res.Metadata}
+	if res.Refs == nil {
+		out.Ref = definition(res.Ref)
+		return out
+	}
+	out.Refs = map[string]*Definition{}
+	for id, r := range res.Refs {
+		out.Refs[id] = definition(r)
+	}
+	return out
+}
+
+func definition(r gateway.Reference) *Definition {
+	if r, ok := r.(*result); ok && r != nil {
+		return r.def
+	}
+	return nil
 }
 
 // attributes are the options as BuildKit's front end names them.
 func attributes(in Input) map[string]string {
-	o := map[string]string{"filename": in.Filename}
+	o := map[string]string{}
+	maps.Copy(o, in.Attrs)
+	if in.Filename != "" {
+		o["filename"] = in.Filename
+	}
 	for k, v := range in.BuildArgs {
 		o["build-arg:"+k] = v
 	}
@@ -144,31 +196,46 @@ func attributes(in Input) map[string]string {
 	return o
 }
 
-func newPlan(res *gateway.Result) (*Plan, error) {
-	var ps exptypes.Platforms
-	if err := json.Unmarshal(res.Metadata[exptypes.ExporterPlatformsKey], &ps); err != nil {
+// Plan is the result as a plan for each of its platforms.
+func (r *Result) Plan() (*Plan, error) {
+	ps, err := exptypes.ParsePlatforms(r.Metadata)
+	if err != nil {
 		return nil, fmt.Errorf("read the front end's platforms: %w", err)
+	}
+	if r.Refs == nil && len(ps.Platforms) > 1 {
+		return nil, fmt.Errorf("one result for %d platforms", len(ps.Platforms))
 	}
 	plan := &Plan{}
 	for _, p := range ps.Platforms {
-		r, suffix := res.Ref, ""
-		if r == nil && res.Refs != nil {
-			r, suffix = res.Refs[p.ID], "/"+p.ID
-		}
 		pp := PlatformPlan{
-			Platform:   p.Platform,
-			Config:     res.Metadata[exptypes.ExporterImageConfigKey+suffix],
-			BaseConfig: res.Metadata[exptypes.ExporterImageBaseConfigKey+suffix],
+			ID: p.ID, Platform: p.Platform, Definition: r.Ref,
+			Config:     exptypes.ParseKey(r.Metadata, exptypes.ExporterImageConfigKey, &p),
+			BaseConfig: exptypes.ParseKey(r.Metadata, exptypes.ExporterImageBaseConfigKey, &p),
+		}
+		if r.Refs != nil {
+			def, ok := r.Refs[p.ID]
+			if !ok {
+				return nil, fmt.Errorf("there is no result for platform %s", p.ID)
+			}
+			pp.Definition = def
 		}
 		if pp.Config == nil {
-			return nil, errors.New("the front end gave no image config")
-		}
-		if r, ok := r.(*result); ok && r != nil {
-			pp.Definition = r.def
+			if pp.Config, err = defaultConfig(p.Platform); err != nil {
+				return nil, err
+			}
 		}
 		plan.Platforms = append(plan.Platforms, pp)
 	}
 	return plan, nil
+}
+
+// defaultConfig is the config of an image that nobody said anything about.
+func defaultConfig(p ocispec.Platform) ([]byte, error) {
+	return json.Marshal(ocispec.Image{
+		Platform: p,
+		Config:   ocispec.ImageConfig{WorkingDir: "/", Env: []string{"PATH=" + system.DefaultPathEnv(p.OS)}},
+		RootFS:   ocispec.RootFS{Type: "layers"},
+	})
 }
 
 func (c *client) withSyntax(opts map[string]string) *client {

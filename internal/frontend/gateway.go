@@ -1,12 +1,11 @@
 package frontend
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
-	"path"
 	"regexp"
 	"strings"
 
@@ -24,7 +23,6 @@ import (
 
 	"github.com/kiln-build/kiln/internal/image"
 	"github.com/kiln-build/kiln/internal/progress"
-	"github.com/kiln-build/kiln/internal/rootfs"
 	"github.com/kiln-build/kiln/internal/source"
 	"github.com/kiln-build/kiln/internal/tree"
 )
@@ -43,7 +41,7 @@ var _ gateway.Client = (*client)(nil)
 func (c *client) BuildOpts() gateway.BuildOpts {
 	return gateway.BuildOpts{
 		Opts:      c.opts,
-		SessionID: "kiln", // must not be random: it is written into the graph
+		SessionID: cmp.Or(c.in.SessionID, "kiln"),
 		Workers:   []gateway.WorkerInfo{{ID: "kiln", Platforms: []ocispec.Platform{platforms.DefaultSpec()}}},
 		Product:   "kiln",
 		LLBCaps:   pb.Caps.CapSet(pb.Caps.All()),
@@ -125,7 +123,20 @@ func (c *client) ResolveSourceMetadata(ctx context.Context, op *pb.SourceOp, opt
 }
 
 // Inputs implements gateway.Client.
-func (c *client) Inputs(context.Context) (map[string]llb.State, error) { return nil, nil }
+func (c *client) Inputs(context.Context) (map[string]llb.State, error) {
+	if len(c.in.Inputs) == 0 {
+		return nil, nil
+	}
+	states := map[string]llb.State{}
+	for name, def := range c.in.Inputs {
+		op, err := llb.NewDefinitionOp(def)
+		if err != nil {
+			return nil, fmt.Errorf("input %q: %w", name, err)
+		}
+		states[name] = llb.NewState(op)
+	}
+	return states, nil
+}
 
 // NewContainer implements gateway.Client.
 func (c *client) NewContainer(context.Context, gateway.NewContainerRequest) (gateway.Container, error) {
@@ -193,96 +204,49 @@ func (r *result) local() (sel source.Selection, ok bool, err error) {
 	return sel, true, err
 }
 
-// lookup finds a path in the file system, following links inside it as BuildKit does.
-func (r *result) lookup(ctx context.Context, name string) (tree.Tree, string, tree.Node, error) {
+// open is the file system without what the front end is not to see.
+func (r *result) open(ctx context.Context) (tree.Tree, error) {
 	t, local, err := r.tree(ctx)
-	if err != nil {
-		return nil, "", tree.Node{}, err
+	if err == nil && r.c.in.NoIgnoreFile && local == ContextName {
+		t = noIgnoreFile{t}
 	}
-	if r.c.in.NoIgnoreFile && local == ContextName && tree.Clean(name) == ".dockerignore" {
-		return nil, "", tree.Node{}, fs.ErrNotExist
-	}
-	p, err := rootfs.Resolve(t, tree.Clean(name), true)
-	if err != nil {
-		return nil, "", tree.Node{}, err
-	}
-	n, err := t.Lstat(p)
-	return t, p, n, err
+	return t, err
 }
 
-// maxFile bounds what is read of a Dockerfile or ignore file; the front end
-// itself refuses more than 16 MiB.
-const maxFile = 16<<20 + 1
+// noIgnoreFile is a context of which nothing is ignored.
+type noIgnoreFile struct{ tree.Tree }
+
+// Lstat implements tree.Tree.
+func (t noIgnoreFile) Lstat(p string) (tree.Node, error) {
+	if p == ".dockerignore" {
+		return tree.Node{}, fs.ErrNotExist
+	}
+	return t.Tree.Lstat(p)
+}
 
 // ReadFile implements gateway.Reference.
 func (r *result) ReadFile(ctx context.Context, req gateway.ReadRequest) ([]byte, error) {
-	t, p, n, err := r.lookup(ctx, req.Filename)
+	t, err := r.open(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("open %s: %w", req.Filename, err)
+		return nil, err
 	}
-	if !n.IsRegular() {
-		return nil, fmt.Errorf("open %s: not a regular file", req.Filename)
-	}
-	f, err := t.Open(p)
-	if err != nil {
-		return nil, fmt.Errorf("open %s: %w", req.Filename, err)
-	}
-	defer f.Close()
-	off, length := int64(0), int64(maxFile)
-	if rg := req.Range; rg != nil {
-		off, length = int64(rg.Offset), min(int64(rg.Length), maxFile)
-	}
-	if _, err := io.CopyN(io.Discard, f, off); err != nil && err != io.EOF {
-		return nil, fmt.Errorf("read %s: %w", req.Filename, err)
-	}
-	b, err := io.ReadAll(io.LimitReader(f, length))
-	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", req.Filename, err)
-	}
-	return b, nil
+	return ReadFile(t, req)
 }
 
 // StatFile implements gateway.Reference.
 func (r *result) StatFile(ctx context.Context, req gateway.StatRequest) (*fstypes.Stat, error) {
-	_, p, n, err := r.lookup(ctx, req.Path)
+	t, err := r.open(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return stat(path.Base(p), n), nil
+	return StatFile(t, req)
 }
 
 // ReadDir implements gateway.Reference.
 func (r *result) ReadDir(ctx context.Context, req gateway.ReadDirRequest) ([]*fstypes.Stat, error) {
-	t, p, _, err := r.lookup(ctx, req.Path)
+	t, err := r.open(ctx)
 	if err != nil {
 		return nil, err
 	}
-	es, err := t.ReadDir(p)
-	if err != nil {
-		return nil, err
-	}
-	var out []*fstypes.Stat
-	for _, e := range es {
-		if req.IncludePattern != "" {
-			if ok, err := path.Match(req.IncludePattern, e.Name); err != nil || !ok {
-				continue
-			}
-		}
-		out = append(out, stat(e.Name, e.Node))
-	}
-	return out, nil
-}
-
-func stat(name string, n tree.Node) *fstypes.Stat {
-	m := fs.FileMode(n.Mode & 0o777)
-	switch n.Mode & tree.ModeType {
-	case tree.ModeDir:
-		m |= fs.ModeDir
-	case tree.ModeSymlink:
-		m |= fs.ModeSymlink
-	case tree.ModeRegular:
-	default:
-		m |= fs.ModeIrregular
-	}
-	return &fstypes.Stat{Path: name, Mode: uint32(m), Size: n.Size, ModTime: n.MTime.UnixNano()}
+	return ReadDir(ctx, t, req)
 }
