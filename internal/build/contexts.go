@@ -1,6 +1,7 @@
 package build
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"os"
@@ -43,9 +44,32 @@ func (ls openLayouts) OpenLayout(_ context.Context, name string) (Layout, error)
 // closed, after an error too.
 func openContexts(ctx context.Context, env Env, req Request) (*contexts, error) {
 	c := &contexts{layouts: openLayouts{}}
+	c.trees = source.Trees{}
+	c.input = frontend.Input{
+		BuildArgs: req.BuildArgs, Labels: req.Labels, Target: req.Target, Attrs: req.Attrs,
+		Platforms: req.Platforms, NoCache: req.NoCache, Network: req.Network, AddHosts: req.AddHosts,
+		NamedContexts: map[string]string{}, Contexts: c.trees,
+	}
+	open := c.open
+	if req.Locals != nil {
+		open = c.locals
+	}
+	if err := open(ctx, env, req); err != nil {
+		return c, err
+	}
+	for name, value := range req.Contexts {
+		if err := c.named(ctx, env, req, name, value); err != nil {
+			return c, fmt.Errorf("build context %q: %w", name, err)
+		}
+	}
+	return c, nil
+}
+
+// open opens the context that a user named, and finds the Dockerfile.
+func (c *contexts) open(ctx context.Context, env Env, req Request) error {
 	scratch, cleanup, err := env.Store.TempDir("context")
 	if err != nil {
-		return c, err
+		return err
 	}
 	c.closers = append(c.closers, func() error { cleanup(); return nil })
 	keepGit, _ := strconv.ParseBool(req.BuildArgs["BUILDKIT_CONTEXT_KEEP_GIT_DIR"])
@@ -54,21 +78,41 @@ func openContexts(ctx context.Context, env Env, req Request) (*contexts, error) 
 		Env: env.Environ, KeepGitDir: keepGit, Limits: layer.DefaultLimits(),
 	})
 	if err != nil {
-		return c, err
+		return err
 	}
 	c.closers = append(c.closers, src.Close)
-	c.trees = source.Trees{frontend.ContextName: src.Tree, frontend.DockerfileName: src.DockerfileTree}
-	c.input = frontend.Input{
-		Filename: src.DockerfileName, BuildArgs: req.BuildArgs, Labels: req.Labels, Target: req.Target,
-		Platforms: req.Platforms, NoCache: req.NoCache, Network: req.Network, AddHosts: req.AddHosts,
-		NamedContexts: map[string]string{}, NoIgnoreFile: !src.Ignore, Contexts: c.trees,
-	}
-	for name, value := range req.Contexts {
-		if err := c.named(ctx, env, req, name, value); err != nil {
-			return c, fmt.Errorf("build context %q: %w", name, err)
+	c.trees[frontend.ContextName], c.trees[frontend.DockerfileName] = src.Tree, src.DockerfileTree
+	c.input.Filename, c.input.NoIgnoreFile = src.DockerfileName, !src.Ignore
+	return nil
+}
+
+// locals opens the directories that the front end is to find by their names.
+func (c *contexts) locals(_ context.Context, env Env, req Request) error {
+	c.input.Filename = cmp.Or(req.Attrs["filename"], "Dockerfile")
+	for name, dir := range req.Locals {
+		if err := c.local(env, name, dir); err != nil {
+			return diag.New(diag.ExitUsage, "local directory %q: %w", name, err)
 		}
 	}
-	return c, nil
+	for name, dir := range req.Layouts {
+		l, err := image.OpenLayout(dir)
+		if err != nil {
+			return diag.New(diag.ExitUsage, "OCI layout %q: %w", name, err)
+		}
+		c.layouts[name] = l
+	}
+	return nil
+}
+
+// local opens a directory as the tree of that name.
+func (c *contexts) local(env Env, name, dir string) error {
+	t, err := local.Open(dir, local.WithStatCache(statCache(env)))
+	if err != nil {
+		return err
+	}
+	c.closers = append(c.closers, t.Close)
+	c.trees[name] = t
+	return nil
 }
 
 // statCache is where contexts keep the digests of files that have not changed.
@@ -87,13 +131,10 @@ func (c *contexts) named(ctx context.Context, env Env, req Request, name, value 
 	case gitErr == nil, ok && (kind == "http" || kind == "https"):
 		c.input.NamedContexts[name] = value
 	case !ok:
-		t, err := local.Open(value, local.WithStatCache(statCache(env)))
-		if err != nil {
+		id := "named-" + name
+		if err := c.local(env, id, value); err != nil {
 			return err
 		}
-		c.closers = append(c.closers, t.Close)
-		id := "named-" + name
-		c.trees[id] = t
 		c.input.NamedContexts[name] = "local:" + id
 	case kind == "docker-image":
 		c.input.NamedContexts[name] = value

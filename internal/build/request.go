@@ -24,6 +24,14 @@ type Request struct {
 	Dockerfile string    // path, "-" for Stdin; empty: Dockerfile in the context
 	Stdin      io.Reader // read only if Context or Dockerfile is "-"
 
+	// Locals, unless nil, are used in place of Context and Dockerfile: directories by the names that
+	// the front end calls them by, "context" and "dockerfile" first of all.
+	Locals map[string]string
+	// Layouts are OCI layouts by the names that contexts call them by, oci-layout://NAME@DIGEST.
+	Layouts map[string]string
+	// Attrs are options by the names that BuildKit's front end has for them; the fields below go before them.
+	Attrs map[string]string
+
 	Tags      []string // references; normalised by Run
 	BuildArgs map[string]string
 	Labels    map[string]string

@@ -2,24 +2,20 @@ package cli
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"maps"
-	"os"
 	"strings"
 
 	"github.com/containerd/platforms"
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/kiln-build/kiln/internal/build"
+	"github.com/kiln-build/kiln/internal/cli/console"
 	"github.com/kiln-build/kiln/internal/diag"
 	"github.com/kiln-build/kiln/internal/export"
 	"github.com/kiln-build/kiln/internal/layer"
 	"github.com/kiln-build/kiln/internal/progress"
-	"github.com/kiln-build/kiln/internal/registry"
 	"github.com/kiln-build/kiln/internal/registry/auth"
-	"github.com/kiln-build/kiln/internal/sandbox/gvisor"
 )
 
 // build carries out a build whose flags were checked.
@@ -28,15 +24,10 @@ func (a *App) build(ctx context.Context, f *buildFlags) error {
 	if err != nil {
 		return err
 	}
-	st, err := a.openStore(f.Root)
+	env, err := a.Env(f.Root, f.Insecure)
 	if err != nil {
 		return err
 	}
-	reg, err := registry.New(registry.Options{Insecure: f.Insecure})
-	if err != nil {
-		return err
-	}
-	env := build.Env{Store: st, Registry: reg, Sandbox: gvisor.New(gvisor.Options{}), Stdout: a.Out, Environ: os.Environ()}
 	if f.Print == "plan" {
 		text, err := build.Plan(ctx, env, req)
 		if err != nil {
@@ -50,7 +41,7 @@ func (a *App) build(ctx context.Context, f *buildFlags) error {
 		mode = "quiet"
 	}
 	var res *build.Result
-	err = a.withProgress(mode, func(rec *progress.Recorder) (err error) {
+	err = a.WithProgress(mode, func(rec *progress.Recorder) (err error) {
 		env.Progress = rec
 		if res, err = build.Run(ctx, env, req); err != nil {
 			return err
@@ -121,17 +112,13 @@ func (a *App) request(f *buildFlags) (build.Request, error) {
 // report writes what a finished build is called to where it was asked for.
 func (a *App) report(f *buildFlags, res *build.Result) error {
 	if f.IIDFile != "" && res.ID != "" {
-		if err := export.WriteFile(f.IIDFile, text(res.ID.String())); err != nil {
+		if err := console.WriteText(f.IIDFile, res.ID.String()); err != nil {
 			return fmt.Errorf("write --iidfile: %w", err)
 		}
 	}
 	if f.MetadataFile != "" {
-		b, err := metadata(res)
-		if err != nil {
+		if err := console.WriteMetadata(f.MetadataFile, res); err != nil {
 			return err
-		}
-		if err := export.WriteFile(f.MetadataFile, text(string(b))); err != nil {
-			return fmt.Errorf("write --metadata-file: %w", err)
 		}
 	}
 	switch {
@@ -145,28 +132,4 @@ func (a *App) report(f *buildFlags, res *build.Result) error {
 		fmt.Fprintf(a.Err, "image  %s\ndigest %s\n", res.ID, res.Digest)
 	}
 	return nil
-}
-
-// metadata is what buildx writes into --metadata-file.
-func metadata(res *build.Result) ([]byte, error) {
-	m := map[string]any{}
-	if res.ID != "" {
-		m["containerimage.config.digest"] = res.ID
-		m["containerimage.digest"] = res.Digest
-		m["containerimage.descriptor"] = ocispec.Descriptor{
-			MediaType: res.Descriptor.MediaType, Digest: res.Descriptor.Digest, Size: res.Descriptor.Size, Platform: res.Descriptor.Platform,
-		}
-	}
-	if len(res.Tags) > 0 {
-		m["image.name"] = strings.Join(res.Tags, ",")
-	}
-	b, err := json.MarshalIndent(m, "", "  ")
-	return append(b, '\n'), err
-}
-
-func text(s string) func(io.Writer) error {
-	return func(w io.Writer) error {
-		_, err := io.WriteString(w, s)
-		return err
-	}
 }

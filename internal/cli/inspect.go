@@ -56,13 +56,13 @@ func newInspectCommand(app *App) *cobra.Command {
 	}
 	cmd.Flags().StringVarP(&format, "format", "f", "", "format of the output: json (the default) or a Go template")
 	cmd.Flags().StringVar(&platform, "platform", "", "platform of an image that has several, OS/ARCH[/VARIANT]")
-	root := app.storeFlag(cmd)
+	root := app.StoreFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		p, err := parsePlatform(cmd, platform)
 		if err != nil {
 			return err
 		}
-		st, err := app.openStore(*root)
+		st, err := app.OpenStore(*root)
 		if err != nil {
 			return err
 		}

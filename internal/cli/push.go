@@ -29,13 +29,13 @@ has is not sent; the name is set last, when everything else is there.`,
 	}
 	f.define(cmd)
 	cmd.Flags().BoolVarP(&all, "all-tags", "a", false, "push all tags of the repository NAME")
-	root := app.storeFlag(cmd)
+	root := app.StoreFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		p, err := parsePlatform(cmd, f.platform)
 		if err != nil {
 			return err
 		}
-		st, err := app.openStore(*root)
+		st, err := app.OpenStore(*root)
 		if err != nil {
 			return err
 		}
@@ -97,7 +97,7 @@ func (a *App) push(ctx context.Context, ps *export.StoredPush, refs []string, mo
 	}
 	defer release()
 	pushed := make([]ocispec.Descriptor, len(refs))
-	err = a.withProgress(mode, func(rec *progress.Recorder) error {
+	err = a.WithProgress(mode, func(rec *progress.Recorder) error {
 		for i, ref := range refs {
 			step := rec.Step("push "+familiar(ref), "")
 			step.Start()

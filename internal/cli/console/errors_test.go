@@ -1,7 +1,8 @@
-package cli
+package console
 
 import (
 	"errors"
+	"flag"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -10,6 +11,8 @@ import (
 
 	"github.com/kiln-build/kiln/internal/diag"
 )
+
+var update = flag.Bool("update", false, "write golden files anew")
 
 // golden compares got with testdata/name.
 func golden(t *testing.T, name, got string) {

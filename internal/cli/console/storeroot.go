@@ -1,4 +1,4 @@
-package cli
+package console
 
 import (
 	"fmt"
@@ -13,10 +13,10 @@ import (
 // systemStore is the store of a process without a home directory.
 const systemStore = "/var/lib/kiln"
 
-// storeRoot is where the store is: the flag, $KILN_ROOT, $XDG_DATA_HOME/kiln,
+// StoreRoot is where the store is: the flag, $KILN_ROOT, $XDG_DATA_HOME/kiln,
 // $HOME/.local/share/kiln, or, without a home as in many pods, /var/lib/kiln if
 // that can be written, else a directory of the user's own in the temporary one.
-func storeRoot(flag string, getenv func(string) string) (string, error) {
+func StoreRoot(flag string, getenv func(string) string) (string, error) {
 	for _, dir := range []string{flag, getenv("KILN_ROOT")} {
 		if dir != "" {
 			return filepath.Abs(dir)

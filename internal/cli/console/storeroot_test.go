@@ -1,8 +1,9 @@
-package cli
+package console
 
 import (
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 )
@@ -20,7 +21,7 @@ func TestStoreRoot(t *testing.T) {
 		"HOME":           {"", map[string]string{"HOME": "/home/u"}, "/home/u/.local/share/kiln"},
 		"flag over HOME": {"/a/../b", map[string]string{"HOME": "/home/u"}, "/b"},
 	} {
-		got, err := storeRoot(c.flag, func(k string) string { return c.env[k] })
+		got, err := StoreRoot(c.flag, func(k string) string { return c.env[k] })
 		if err != nil || got != c.want {
 			t.Errorf("%s: %q, %v; want %q", name, got, err, c.want)
 		}
@@ -30,7 +31,7 @@ func TestStoreRoot(t *testing.T) {
 // Without a home, as in a pod, the store is somewhere that can be written.
 func TestStoreRootWithoutHome(t *testing.T) {
 	for _, home := range []string{"", "/"} {
-		got, err := storeRoot("", func(k string) string { return map[string]string{"HOME": home}[k] })
+		got, err := StoreRoot("", func(k string) string { return map[string]string{"HOME": home}[k] })
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -65,7 +66,7 @@ func TestPrivateTemp(t *testing.T) {
 	}
 	wantRefused(t, tmp, uid, "not a directory")
 	// Made here by somebody who is not uid+1.
-	if err := os.Mkdir(filepath.Join(tmp, "kiln-"+itoa(uid+1)), 0o700); err != nil {
+	if err := os.Mkdir(filepath.Join(tmp, "kiln-"+strconv.Itoa(uid+1)), 0o700); err != nil {
 		t.Fatal(err)
 	}
 	wantRefused(t, tmp, uid+1, "belongs to another user")
@@ -75,21 +76,5 @@ func wantRefused(t *testing.T, tmp string, uid int, why string) {
 	t.Helper()
 	if _, err := privateTemp(tmp, uid); err == nil || !strings.Contains(err.Error(), why) {
 		t.Errorf("got %v, want %q", err, why)
-	}
-}
-
-func TestParseHost(t *testing.T) {
-	for s, want := range map[string]string{
-		"a:1.2.3.4": "a 1.2.3.4", "a=1.2.3.4": "a 1.2.3.4", "a:::1": "a ::1", "a=[fe80::1]": "a fe80::1",
-	} {
-		host, ip, err := parseHost(s)
-		if got := host + " " + ip.String(); err != nil || got != want {
-			t.Errorf("%q: %q, %v; want %q", s, got, err, want)
-		}
-	}
-	for _, s := range []string{"", "a", "a:", ":1.2.3.4", "a:b", "a:1.2.3"} {
-		if _, _, err := parseHost(s); err == nil {
-			t.Errorf("%q is taken", s)
-		}
 	}
 }

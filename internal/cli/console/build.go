@@ -1,0 +1,60 @@
+package console
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"github.com/kiln-build/kiln/internal/build"
+	"github.com/kiln-build/kiln/internal/export"
+	"github.com/kiln-build/kiln/internal/registry"
+	"github.com/kiln-build/kiln/internal/sandbox/gvisor"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// Env is what builds work with, but for Progress: the store that root or else the environment
+// names, and registries of which the hosts in insecure may be spoken to without TLS.
+func (c *Console) Env(root string, insecure []string) (build.Env, error) {
+	st, err := c.OpenStore(root)
+	if err != nil {
+		return build.Env{}, err
+	}
+	reg, err := registry.New(registry.Options{Insecure: insecure})
+	if err != nil {
+		return build.Env{}, err
+	}
+	return build.Env{Store: st, Registry: reg, Sandbox: gvisor.New(gvisor.Options{}), Stdout: c.Out, Environ: os.Environ()}, nil
+}
+
+// WriteMetadata writes what is known of a result to a file, as buildx does.
+func WriteMetadata(file string, res *build.Result) error {
+	m := map[string]any{}
+	if res.ID != "" {
+		m["containerimage.config.digest"] = res.ID
+		m["containerimage.digest"] = res.Digest
+		m["containerimage.descriptor"] = ocispec.Descriptor{
+			MediaType: res.Descriptor.MediaType, Digest: res.Descriptor.Digest, Size: res.Descriptor.Size, Platform: res.Descriptor.Platform,
+		}
+	}
+	if len(res.Tags) > 0 {
+		m["image.name"] = strings.Join(res.Tags, ",")
+	}
+	b, err := json.MarshalIndent(m, "", "  ")
+	if err == nil {
+		err = WriteText(file, string(b)+"\n")
+	}
+	if err != nil {
+		return fmt.Errorf("write --metadata-file: %w", err)
+	}
+	return nil
+}
+
+// WriteText writes a file that appears only when it is whole.
+func WriteText(file, text string) error {
+	return export.WriteFile(file, func(w io.Writer) error {
+		_, err := io.WriteString(w, text)
+		return err
+	})
+}
