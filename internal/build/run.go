@@ -231,11 +231,7 @@ func splitLayout(spec string) (dir, ref string) {
 }
 
 func (j *job) plan(ctx context.Context) (*frontend.Plan, error) {
-	step := j.Progress.Step("[internal] load build definition from "+j.input.Filename, "")
-	step.Start()
-	p, err := frontend.Load(ctx, j.input, j.images, j.Progress)
-	step.Done(err)
-	return p, err
+	return frontend.Load(ctx, j.input, j.images, j.Progress)
 }
 
 func (j *job) run(ctx context.Context, plan *frontend.Plan) (*Result, error) {

@@ -47,21 +47,13 @@ func Main(ctx context.Context, args []string, s Streams) int {
 	return diag.ExitCode(err)
 }
 
-// display returns the rendering of progress that mode asks for.
-func (a *App) display(mode string) (progress.Display, error) {
-	d, err := progress.Choose(mode, a.Err, a.Getenv)
-	if err != nil {
-		return nil, &diag.Error{Err: err, Code: diag.ExitUsage}
-	}
-	return d, nil
-}
-
-// withProgress runs f with a Recorder that is shown as mode asks for. When it
+// withProgress runs f with a Recorder that is shown as mode asks for, warnings
+// with all that is known of them if it is to be verbose. When it
 // returns, the display is closed, and the last output of failed steps repeated.
-func (a *App) withProgress(mode string, f func(*progress.Recorder) error) error {
-	d, err := a.display(mode)
+func (a *App) withProgress(mode string, verbose bool, f func(*progress.Recorder) error) error {
+	d, err := progress.Choose(mode, a.Err, verbose, a.Getenv)
 	if err != nil {
-		return err
+		return &diag.Error{Err: err, Code: diag.ExitUsage}
 	}
 	failures := progress.NewFailures(d)
 	err = f(progress.NewRecorder(failures))

@@ -6,6 +6,7 @@ import (
 
 	"github.com/kiln-build/kiln/internal/diag"
 	"github.com/kiln-build/kiln/internal/fileop"
+	"github.com/kiln-build/kiln/internal/progress"
 )
 
 // Graph is what is to be computed: operations and which of them is wanted.
@@ -19,6 +20,9 @@ type Graph struct {
 type Op struct {
 	Name  string         // for people: "[build 2/5] RUN make"
 	Stage string         // Dockerfile stage, from Name; may be empty
+	// Digest is of the operation as it was given. Progress is told by it; no key has it.
+	Digest digest.Digest
+	Group  *progress.Group // what it is shown as with others; nil: by itself
 	At    *diag.Location // nil if it has no line of its own
 	// Inputs are what Do's input numbers mean.
 	Inputs []Input

@@ -12,7 +12,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
 	"strings"
 
 	"github.com/containerd/platforms"
@@ -81,8 +80,9 @@ type PlatformPlan struct {
 }
 
 // Load makes the plan. Errors that have to do with a line of the Dockerfile are *diag.Error.
-func Load(ctx context.Context, in Input, images Images, rec *progress.Recorder) (*Plan, error) {
-	c := &client{in: in, images: images, rec: rec, opts: attributes(in)}
+func Load(ctx context.Context, in Input, images Images, rec *progress.Recorder) (_ *Plan, err error) {
+	c := newClient(in, images, rec)
+	defer func() { c.step.Done(err) }()
 	res, err := builder.Build(ctx, c)
 	if err != nil {
 		return nil, explain(err, in.Filename)
@@ -159,8 +159,3 @@ func newPlan(res *gateway.Result) (*Plan, error) {
 	return plan, nil
 }
 
-func (c *client) withSyntax(opts map[string]string) *client {
-	n := &client{in: c.in, images: c.images, rec: c.rec, opts: maps.Clone(c.opts)}
-	maps.Copy(n.opts, opts)
-	return n
-}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"path"
 	"regexp"
 	"strings"
@@ -33,10 +34,25 @@ type client struct {
 	in     Input
 	images Images
 	rec    *progress.Recorder
+	step   *progress.Step // reading the Dockerfile
 	opts   map[string]string
 }
 
 var _ gateway.Client = (*client)(nil)
+
+// newClient begins the step that reading a Dockerfile is; the caller ends it.
+func newClient(in Input, images Images, rec *progress.Recorder) *client {
+	step := rec.Step("[internal] load build definition from "+in.Filename, "")
+	step.Start()
+	return &client{in: in, images: images, rec: rec, step: step, opts: attributes(in)}
+}
+
+func (c *client) withSyntax(opts map[string]string) *client {
+	n := *c
+	n.opts = maps.Clone(c.opts)
+	maps.Copy(n.opts, opts)
+	return &n
+}
 
 // BuildOpts implements gateway.Client.
 func (c *client) BuildOpts() gateway.BuildOpts {
@@ -132,8 +148,12 @@ func (c *client) NewContainer(context.Context, gateway.NewContainerRequest) (gat
 }
 
 // Warn implements gateway.Client.
-func (c *client) Warn(_ context.Context, _ digest.Digest, msg string, _ gateway.WarnOpts) error {
-	c.rec.Warn(msg)
+func (c *client) Warn(_ context.Context, _ digest.Digest, msg string, o gateway.WarnOpts) error {
+	f := progress.Finding{Text: msg, URL: o.URL, At: place(o.SourceInfo, o.Range)}
+	for _, d := range o.Detail {
+		f.Detail = append(f.Detail, string(d))
+	}
+	c.step.Warn(f)
 	return nil
 }
 
