@@ -12,12 +12,17 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
+	"strconv"
 	"strings"
+	"time"
 
 	"github.com/containerd/platforms"
 	"github.com/moby/buildkit/exporter/containerimage/exptypes"
+	commonexptypes "github.com/moby/buildkit/exporter/exptypes"
 	"github.com/moby/buildkit/frontend/dockerfile/builder"
 	gateway "github.com/moby/buildkit/frontend/gateway/client"
+	"github.com/moby/buildkit/frontend/subrequests/targets"
 	"github.com/moby/buildkit/solver/pb"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -40,8 +45,10 @@ type Input struct {
 	Labels    map[string]string
 	Target    string             // stage; empty: the last
 	Platforms []ocispec.Platform // empty: this machine's
-	// NoCache: steps are run though their results are known.
-	NoCache bool
+	// NoCache: steps are run though their results are known; NoCacheFilter: those
+	// of these stages.
+	NoCache       bool
+	NoCacheFilter []string
 	// Network is "", "default" or "none": for RUN steps that do not say.
 	Network string
 	// AddHosts are "HOST:IP" or "HOST=IP", for /etc/hosts in RUN steps.
@@ -66,6 +73,9 @@ type Images interface {
 // Plan is what a Dockerfile says is to be done.
 type Plan struct {
 	Platforms []PlatformPlan
+	// Multi: the result is an index, though it be of one platform
+	// (build argument BUILDKIT_MULTI_PLATFORM).
+	Multi bool
 }
 
 // PlatformPlan is the plan for one platform.
@@ -77,6 +87,8 @@ type PlatformPlan struct {
 	Config []byte
 	// BaseConfig is the config of the image that the last stage starts from; nil for scratch.
 	BaseConfig []byte
+	// Epoch is SOURCE_DATE_EPOCH, of the build arguments or the Dockerfile's own; nil: none.
+	Epoch *time.Time
 }
 
 // Load makes the plan. Errors that have to do with a line of the Dockerfile are *diag.Error.
@@ -87,7 +99,32 @@ func Load(ctx context.Context, in Input, images Images, rec *progress.Recorder) 
 	if err != nil {
 		return nil, explain(err, in.Filename)
 	}
+	if err := c.checkFilter(ctx); err != nil {
+		return nil, err
+	}
 	return newPlan(res)
+}
+
+// checkFilter warns of stages to be run anew that there are not: the front end
+// does not look.
+func (c *client) checkFilter(ctx context.Context) error {
+	if len(c.in.NoCacheFilter) == 0 {
+		return nil
+	}
+	res, err := builder.Build(ctx, c.with(map[string]string{"requestid": "frontend." + string(Targets)}))
+	if err != nil {
+		return explain(err, c.in.Filename)
+	}
+	var list targets.List
+	if err := json.Unmarshal(res.Metadata["result.json"], &list); err != nil {
+		return fmt.Errorf("read the front end's list of stages: %w", err)
+	}
+	for _, f := range c.in.NoCacheFilter {
+		if !slices.ContainsFunc(list.Targets, func(t targets.Target) bool { return strings.EqualFold(t.Name, f) }) {
+			c.step.Warn(progress.Finding{Text: fmt.Sprintf("--no-cache-filter: the Dockerfile has no stage %q", f)})
+		}
+	}
+	return nil
 }
 
 // attributes are the options as BuildKit's front end names them.
@@ -104,6 +141,9 @@ func attributes(in Input) map[string]string {
 	}
 	if in.Target != "" {
 		o["target"] = in.Target
+	}
+	if len(in.NoCacheFilter) > 0 {
+		o["no-cache"] = strings.Join(in.NoCacheFilter, ",")
 	}
 	if in.NoCache {
 		o["no-cache"] = ""
@@ -137,7 +177,7 @@ func newPlan(res *gateway.Result) (*Plan, error) {
 	if err := json.Unmarshal(res.Metadata[exptypes.ExporterPlatformsKey], &ps); err != nil {
 		return nil, fmt.Errorf("read the front end's platforms: %w", err)
 	}
-	plan := &Plan{}
+	plan := &Plan{Multi: res.Refs != nil}
 	for _, p := range ps.Platforms {
 		r, suffix := res.Ref, ""
 		if r == nil && res.Refs != nil {
@@ -150,6 +190,14 @@ func newPlan(res *gateway.Result) (*Plan, error) {
 		}
 		if pp.Config == nil {
 			return nil, errors.New("the front end gave no image config")
+		}
+		if s := res.Metadata[commonexptypes.ExporterEpochKey+suffix]; len(s) > 0 {
+			n, err := strconv.ParseInt(string(s), 10, 64)
+			if err != nil {
+				return nil, fmt.Errorf("read the front end's SOURCE_DATE_EPOCH: %w", err)
+			}
+			t := time.Unix(n, 0).UTC()
+			pp.Epoch = &t
 		}
 		if r, ok := r.(*result); ok && r != nil {
 			pp.Definition = r.def
