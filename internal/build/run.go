@@ -81,15 +81,11 @@ func withPlan(ctx context.Context, env Env, req Request, f func(*Build, *fronten
 }
 
 func (b *Build) plan(ctx context.Context, in frontend.Input) (*frontend.Plan, error) {
-	step := b.Progress.Step("[internal] load build definition from "+in.Filename, "")
-	step.Start()
-	var plan *frontend.Plan
 	res, err := b.Frontend(ctx, in)
-	if err == nil {
-		plan, err = res.Plan()
+	if err != nil {
+		return nil, err
 	}
-	step.Done(err)
-	return plan, err
+	return res.Plan()
 }
 
 // because prefers the reason why a context ended to what that led to. A time

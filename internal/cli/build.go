@@ -53,6 +53,7 @@ type buildFlags struct {
 	MetadataFile string
 	Progress     string
 	Quiet        bool
+	Debug        bool
 	Network      string
 	AddHosts     []string // HOST:IP or HOST=IP
 	Timeout      time.Duration
@@ -82,6 +83,7 @@ func newBuildFlags(cmd *cobra.Command) *buildFlags {
 	fl.StringVar(&f.MetadataFile, "metadata-file", "", "write what is known of the result to this file, as JSON")
 	fl.StringVar(&f.Progress, "progress", "auto", "how to show progress: "+strings.Join(progress.Modes(), ", "))
 	fl.BoolVarP(&f.Quiet, "quiet", "q", false, "show no progress, print the image's ID")
+	fl.BoolVarP(&f.Debug, "debug", "D", false, "show warnings with the lines that they are about and what they mean")
 	fl.StringVar(&f.Network, "network", "default", "network of RUN steps: default or none")
 	fl.StringArrayVar(&f.AddHosts, "add-host", nil, "entry of /etc/hosts in RUN steps, HOST:IP")
 	fl.DurationVar(&f.Timeout, "timeout", 0, "give up after this time, such as 30m (default never)")

@@ -41,7 +41,7 @@ func (a *App) build(ctx context.Context, f *buildFlags) error {
 		mode = "quiet"
 	}
 	var res *build.Result
-	err = a.WithProgress(mode, func(rec *progress.Recorder) (err error) {
+	err = a.WithProgress(mode, f.Debug, func(rec *progress.Recorder) (err error) {
 		env.Progress = rec
 		if res, err = build.Run(ctx, env, req); err != nil {
 			return err

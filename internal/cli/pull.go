@@ -81,7 +81,7 @@ func (a *App) pull(ctx context.Context, st *store.Store, client *registry.Client
 	defer release()
 	before, _ := st.Tag(ref)
 	var desc ocispec.Descriptor
-	err = a.WithProgress(mode, func(rec *progress.Recorder) error {
+	err = a.WithProgress(mode, false, func(rec *progress.Recorder) error {
 		step := rec.Step("pull "+familiar(ref), "")
 		step.Start()
 		desc, err = pullInto(ctx, st, client, ref, p, step)

@@ -97,7 +97,7 @@ func (a *App) push(ctx context.Context, ps *export.StoredPush, refs []string, mo
 	}
 	defer release()
 	pushed := make([]ocispec.Descriptor, len(refs))
-	err = a.WithProgress(mode, func(rec *progress.Recorder) error {
+	err = a.WithProgress(mode, false, func(rec *progress.Recorder) error {
 		for i, ref := range refs {
 			step := rec.Step("push "+familiar(ref), "")
 			step.Start()

@@ -56,14 +56,16 @@ func (s *Solver) Solve(ctx context.Context, g *Graph, onLayers OnLayers) (Result
 func (r *run) prepare(g *Graph) {
 	for _, op := range g.Ops {
 		s := &state{op: op, consumers: map[*Op]bool{}, forced: op.IgnoreCache}
+		step := progress.StepInfo{Name: op.Name, Stage: op.Stage, Digest: op.Digest, Group: op.Group}
 		r.states[op] = s
 		for _, in := range op.Inputs {
 			if in.Op != nil {
 				r.states[in.Op].consumers[op] = true
+				step.Inputs = append(step.Inputs, in.Op.Digest)
 				s.forced = s.forced || r.states[in.Op].forced
 			}
 		}
-		s.step = r.Progress.Step(op.Name, op.Stage)
+		s.step = r.Progress.Plan(step)
 	}
 	for op := g.Target.Op; op != nil; op = base(op) {
 		r.states[op].inResult = true

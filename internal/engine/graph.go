@@ -6,6 +6,7 @@ import (
 
 	"github.com/kiln-build/kiln/internal/diag"
 	"github.com/kiln-build/kiln/internal/fileop"
+	"github.com/kiln-build/kiln/internal/progress"
 	"github.com/kiln-build/kiln/internal/source"
 	"github.com/kiln-build/kiln/internal/source/remote"
 )
@@ -19,9 +20,12 @@ type Graph struct {
 
 // Op is one operation with its place in the graph.
 type Op struct {
-	Name  string         // for people: "[build 2/5] RUN make"
-	Stage string         // Dockerfile stage, from Name; may be empty
-	At    *diag.Location // nil if it has no line of its own
+	Name  string // for people: "[build 2/5] RUN make"
+	Stage string // Dockerfile stage, from Name; may be empty
+	// Digest is of the operation as it was given. Progress is told by it; no key has it.
+	Digest digest.Digest
+	Group  *progress.Group // what it is shown as with others; nil: by itself
+	At     *diag.Location  // nil if it has no line of its own
 	// Inputs are what Do's input numbers mean.
 	Inputs []Input
 	// IgnoreCache: run it even if its result is known.

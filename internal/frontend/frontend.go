@@ -12,12 +12,17 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"slices"
+	"strconv"
 	"strings"
+	"time"
 
 	"github.com/containerd/platforms"
 	"github.com/moby/buildkit/exporter/containerimage/exptypes"
+	commonexptypes "github.com/moby/buildkit/exporter/exptypes"
 	"github.com/moby/buildkit/frontend/dockerfile/builder"
 	gateway "github.com/moby/buildkit/frontend/gateway/client"
+	"github.com/moby/buildkit/frontend/subrequests/targets"
 	"github.com/moby/buildkit/solver/pb"
 	"github.com/moby/buildkit/util/system"
 	"github.com/opencontainers/go-digest"
@@ -50,8 +55,10 @@ type Input struct {
 	Labels    map[string]string
 	Target    string             // stage; empty: the last
 	Platforms []ocispec.Platform // empty: this machine's
-	// NoCache: steps are run though their results are known.
-	NoCache bool
+	// NoCache: steps are run though their results are known; NoCacheFilter: those
+	// of these stages.
+	NoCache       bool
+	NoCacheFilter []string
 	// Network is "", "default" or "none": for RUN steps that do not say.
 	Network string
 	// AddHosts are "HOST:IP" or "HOST=IP", for /etc/hosts in RUN steps.
@@ -87,6 +94,9 @@ type Files interface {
 // Plan is what a Dockerfile says is to be done.
 type Plan struct {
 	Platforms []PlatformPlan
+	// Multi: the result is an index, though it be of one platform
+	// (build argument BUILDKIT_MULTI_PLATFORM).
+	Multi bool
 }
 
 // PlatformPlan is the plan for one platform.
@@ -99,6 +109,8 @@ type PlatformPlan struct {
 	Config []byte
 	// BaseConfig is the config of the image that the last stage starts from; nil for scratch.
 	BaseConfig []byte
+	// Epoch is SOURCE_DATE_EPOCH, of the build arguments or the Dockerfile's own; nil: none.
+	Epoch *time.Time
 }
 
 // Result is what a front end made, or a client in its place: definitions, of which nothing need
@@ -112,11 +124,15 @@ type Result struct {
 }
 
 // Solve runs the front end. Errors that have to do with a line of the Dockerfile are *diag.Error.
-func Solve(ctx context.Context, in Input, images Images, rec *progress.Recorder) (*Result, error) {
-	c := &client{in: in, images: images, rec: rec, opts: attributes(in)}
+func Solve(ctx context.Context, in Input, images Images, rec *progress.Recorder) (_ *Result, err error) {
+	c := newClient(in, images, rec)
+	defer func() { c.step.Done(err) }()
 	res, err := builder.Build(ctx, c)
 	if err != nil {
 		return nil, explain(err, in.Filename)
+	}
+	if err := c.checkFilter(ctx); err != nil {
+		return nil, err
 	}
 	return newResult(res), nil
 }
@@ -150,6 +166,28 @@ func definition(r gateway.Reference) *Definition {
 	return nil
 }
 
+// checkFilter warns of stages to be run anew that there are not: the front end
+// does not look.
+func (c *client) checkFilter(ctx context.Context) error {
+	if len(c.in.NoCacheFilter) == 0 {
+		return nil
+	}
+	res, err := builder.Build(ctx, c.with(map[string]string{"requestid": "frontend." + string(Targets)}))
+	if err != nil {
+		return explain(err, c.in.Filename)
+	}
+	var list targets.List
+	if err := json.Unmarshal(res.Metadata["result.json"], &list); err != nil {
+		return fmt.Errorf("read the front end's list of stages: %w", err)
+	}
+	for _, f := range c.in.NoCacheFilter {
+		if !slices.ContainsFunc(list.Targets, func(t targets.Target) bool { return strings.EqualFold(t.Name, f) }) {
+			c.step.Warn(progress.Finding{Text: fmt.Sprintf("--no-cache-filter: the Dockerfile has no stage %q", f)})
+		}
+	}
+	return nil
+}
+
 // attributes are the options as BuildKit's front end names them.
 func attributes(in Input) map[string]string {
 	o := map[string]string{}
@@ -168,6 +206,9 @@ func attributes(in Input) map[string]string {
 	}
 	if in.Target != "" {
 		o["target"] = in.Target
+	}
+	if len(in.NoCacheFilter) > 0 {
+		o["no-cache"] = strings.Join(in.NoCacheFilter, ",")
 	}
 	if in.NoCache {
 		o["no-cache"] = ""
@@ -205,7 +246,7 @@ func (r *Result) Plan() (*Plan, error) {
 	if r.Refs == nil && len(ps.Platforms) > 1 {
 		return nil, fmt.Errorf("one result for %d platforms", len(ps.Platforms))
 	}
-	plan := &Plan{}
+	plan := &Plan{Multi: r.Refs != nil}
 	for _, p := range ps.Platforms {
 		pp := PlatformPlan{
 			ID: p.ID, Platform: p.Platform, Definition: r.Ref,
@@ -224,6 +265,14 @@ func (r *Result) Plan() (*Plan, error) {
 				return nil, err
 			}
 		}
+		if s := exptypes.ParseKey(r.Metadata, commonexptypes.ExporterEpochKey, &p); len(s) > 0 {
+			n, err := strconv.ParseInt(string(s), 10, 64)
+			if err != nil {
+				return nil, fmt.Errorf("read the front end's SOURCE_DATE_EPOCH: %w", err)
+			}
+			t := time.Unix(n, 0).UTC()
+			pp.Epoch = &t
+		}
 		plan.Platforms = append(plan.Platforms, pp)
 	}
 	return plan, nil
@@ -236,10 +285,4 @@ func defaultConfig(p ocispec.Platform) ([]byte, error) {
 		Config:   ocispec.ImageConfig{WorkingDir: "/", Env: []string{"PATH=" + system.DefaultPathEnv(p.OS)}},
 		RootFS:   ocispec.RootFS{Type: "layers"},
 	})
-}
-
-func (c *client) withSyntax(opts map[string]string) *client {
-	n := &client{in: c.in, images: c.images, rec: c.rec, opts: maps.Clone(c.opts)}
-	maps.Copy(n.opts, opts)
-	return n
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"regexp"
 	"strings"
 
@@ -21,6 +22,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	fstypes "github.com/tonistiigi/fsutil/types"
 
+	"github.com/kiln-build/kiln/internal/diag"
 	"github.com/kiln-build/kiln/internal/image"
 	"github.com/kiln-build/kiln/internal/progress"
 	"github.com/kiln-build/kiln/internal/source"
@@ -32,10 +34,26 @@ type client struct {
 	in     Input
 	images Images
 	rec    *progress.Recorder
+	step   *progress.Step // reading the Dockerfile
 	opts   map[string]string
 }
 
 var _ gateway.Client = (*client)(nil)
+
+// newClient begins the step that reading a Dockerfile is; the caller ends it.
+func newClient(in Input, images Images, rec *progress.Recorder) *client {
+	step := rec.Step("[internal] load build definition from "+in.Filename, "")
+	step.Start()
+	return &client{in: in, images: images, rec: rec, step: step, opts: attributes(in)}
+}
+
+// with is the client with further options.
+func (c *client) with(opts map[string]string) *client {
+	n := *c
+	n.opts = maps.Clone(c.opts)
+	maps.Copy(n.opts, opts)
+	return &n
+}
 
 // BuildOpts implements gateway.Client.
 func (c *client) BuildOpts() gateway.BuildOpts {
@@ -73,9 +91,10 @@ func (c *client) otherFrontend(ctx context.Context, req gateway.SolveRequest) (*
 		return nil, fmt.Errorf("syntax %q: %w", src, err)
 	}
 	if !builtinFrontend.MatchString(reference.TagNameOnly(name).String()) {
-		return nil, fmt.Errorf("syntax %q is not supported: only docker/dockerfile, which is built in", src)
+		return nil, diag.New(diag.ExitDockerfile, "syntax %q is not supported: it would be a program, run from that image with the builder's rights; docker/dockerfile is built in", src).
+			WithHint("If the Dockerfile needs nothing special, leave the line out, or build with --build-arg BUILDKIT_SYNTAX=docker/dockerfile:1.")
 	}
-	return builder.Build(ctx, c.withSyntax(req.FrontendOpt))
+	return builder.Build(ctx, c.with(req.FrontendOpt))
 }
 
 // ResolveImageConfig implements gateway.Client.
@@ -90,6 +109,10 @@ func (c *client) ResolveSourceMetadata(ctx context.Context, op *pb.SourceOp, opt
 		img *image.Image
 		err error
 	)
+	if kind == "local" { // asked for its time, with SOURCE_DATE_EPOCH=context
+		c.step.Warn(progress.Finding{Text: "SOURCE_DATE_EPOCH=" + ref + ": the build context has no time of its own, so times stay as they are"})
+		return &sourceresolver.MetaResponse{Op: op}, nil
+	}
 	step := c.rec.Step("[internal] load metadata for "+ref, "")
 	step.Start()
 	defer func() { step.Done(err) }()
@@ -144,8 +167,12 @@ func (c *client) NewContainer(context.Context, gateway.NewContainerRequest) (gat
 }
 
 // Warn implements gateway.Client.
-func (c *client) Warn(_ context.Context, _ digest.Digest, msg string, _ gateway.WarnOpts) error {
-	c.rec.Warn(msg)
+func (c *client) Warn(_ context.Context, _ digest.Digest, msg string, o gateway.WarnOpts) error {
+	f := progress.Finding{Text: msg, URL: o.URL, At: place(o.SourceInfo, o.Range)}
+	for _, d := range o.Detail {
+		f.Detail = append(f.Detail, string(d))
+	}
+	c.step.Warn(f)
 	return nil
 }
 

@@ -58,7 +58,7 @@ func run(ctx context.Context, c *console.Console, f *buildFlags) error {
 		}
 	}
 	var res *build.Result
-	if err := c.WithProgress(f.Progress, func(rec *progress.Recorder) (err error) {
+	if err := c.WithProgress(f.Progress, false, func(rec *progress.Recorder) (err error) {
 		env.Progress = rec
 		res, err = build.Run(ctx, env, req)
 		return err

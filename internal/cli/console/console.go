@@ -44,21 +44,13 @@ func (c *Console) Execute(ctx context.Context, root *cobra.Command, args []strin
 	return diag.ExitCode(err)
 }
 
-// Display returns the rendering of progress that mode asks for.
-func (c *Console) Display(mode string) (progress.Display, error) {
-	d, err := progress.Choose(mode, c.Err, c.Getenv)
-	if err != nil {
-		return nil, &diag.Error{Err: err, Code: diag.ExitUsage}
-	}
-	return d, nil
-}
-
-// WithProgress runs f with a Recorder that is shown as mode asks for. When it
+// WithProgress runs f with a Recorder that is shown as mode asks for, warnings
+// with all that is known of them if it is to be verbose. When it
 // returns, the display is closed, and the last output of failed steps repeated.
-func (c *Console) WithProgress(mode string, f func(*progress.Recorder) error) error {
-	d, err := c.Display(mode)
+func (c *Console) WithProgress(mode string, verbose bool, f func(*progress.Recorder) error) error {
+	d, err := progress.Choose(mode, c.Err, verbose, c.Getenv)
 	if err != nil {
-		return err
+		return &diag.Error{Err: err, Code: diag.ExitUsage}
 	}
 	failures := progress.NewFailures(d)
 	err = f(progress.NewRecorder(failures))

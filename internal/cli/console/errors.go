@@ -2,7 +2,6 @@ package console
 
 import (
 	"errors"
-	"fmt"
 	"io"
 	"strings"
 	"syscall"
@@ -21,7 +20,7 @@ func PrintError(w io.Writer, err error) {
 		hint = diskHint(err)
 	}
 	if at != nil {
-		excerpt(&b, at)
+		progress.Excerpt(&b, at)
 	}
 	lines := strings.Split(strings.TrimRight(err.Error(), "\n"), "\n")
 	for i, l := range lines {
@@ -61,27 +60,4 @@ func diskHint(err error) string {
 		return ""
 	}
 	return "The disk is full. If it is the store's, `kiln prune` removes what no image needs, and --root names another."
-}
-
-// excerpt shows the lines of at with some around them, in BuildKit's form.
-func excerpt(b *strings.Builder, at *diag.Location) {
-	first, last := at.Line, max(at.EndLine, at.Line)
-	if first < 1 || first > len(at.Source) {
-		return
-	}
-	last = min(last, len(at.Source))
-	around := 2
-	if first != last {
-		around = 1
-	}
-	fmt.Fprintf(b, "%s:%d\n--------------------\n", progress.Clean(at.File), first)
-	for n := max(first-around, 1); n <= min(last+around, len(at.Source)); n++ {
-		mark := "   "
-		if n >= first && n <= last {
-			mark = ">>>"
-		}
-		line := progress.Clean(strings.TrimRight(at.Source[n-1], "\r\n"))
-		b.WriteString(strings.TrimRight(fmt.Sprintf(" %3d | %s %s", n, mark, line), " ") + "\n")
-	}
-	b.WriteString("--------------------\n")
 }

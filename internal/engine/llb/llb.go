@@ -16,6 +16,7 @@ import (
 
 	"github.com/kiln-build/kiln/internal/diag"
 	"github.com/kiln-build/kiln/internal/engine"
+	"github.com/kiln-build/kiln/internal/progress"
 	"github.com/kiln-build/kiln/internal/source"
 )
 
@@ -89,7 +90,7 @@ func (d *decoder) op(dgst string) (*engine.Op, error) {
 	if len(raw.Inputs) > maxInputs {
 		return nil, fmt.Errorf("decode build graph: an operation has %d inputs: more than %d are refused", len(raw.Inputs), maxInputs)
 	}
-	op := &engine.Op{At: d.location(dgst)}
+	op := &engine.Op{Digest: digest.Digest(dgst), At: d.location(dgst)}
 	d.describe(op, dgst)
 	for _, in := range raw.Inputs {
 		i, err := d.input(in)
@@ -123,8 +124,11 @@ func (d *decoder) describe(op *engine.Op, dgst string) {
 	}
 	op.IgnoreCache = m.IgnoreCache
 	op.Name = m.Description["llb.customname"]
-	if g := m.ProgressGroup; g != nil && op.Name == "" {
-		op.Name = g.Name
+	if g := m.ProgressGroup; g != nil {
+		op.Group = &progress.Group{ID: g.Id, Name: g.Name, Weak: g.Weak}
+		if op.Name == "" {
+			op.Name = g.Name
+		}
 	}
 	if s := stageInName.FindStringSubmatch(op.Name); s != nil {
 		op.Stage = s[1]
@@ -141,9 +145,9 @@ func (d *decoder) location(dgst string) *diag.Location {
 		if d.lines[n] == nil { // split once, not for each operation
 			d.lines[n] = strings.Split(string(infos[n].GetData()), "\n")
 		}
-		r := l.Ranges[0]
+		first, last := l.Ranges[0], l.Ranges[len(l.Ranges)-1] // one for each line
 		return &diag.Location{
-			File: infos[n].GetFilename(), Line: int(r.GetStart().GetLine()), EndLine: int(r.GetEnd().GetLine()), Source: d.lines[n],
+			File: infos[n].GetFilename(), Line: int(first.GetStart().GetLine()), EndLine: int(last.GetEnd().GetLine()), Source: d.lines[n],
 		}
 	}
 	return nil
