@@ -40,7 +40,7 @@ func (g *guest) mountLayers() error {
 	if g.lowers, err = g.stack(root); err != nil {
 		return err
 	}
-	return g.stackMounts()
+	return g.stackVolumes()
 }
 
 // stack is a stack of layer files, for an overlay.
