@@ -44,6 +44,7 @@ func Run(t *testing.T, newSandbox func() sandbox.Sandbox, opts Options) {
 		{"Unlinked", testUnlinked},
 		{"DeepTree", testDeepTree},
 		{"SameBytes", testSameBytes},
+		{"ImpliedDirectories", testImpliedDirectories},
 		{"SessionChain", testSessionChain},
 		{"ManyLayers", testManyLayers},
 		{"NoLayers", testNoLayers},
