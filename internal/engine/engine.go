@@ -281,21 +281,10 @@ func (r *run) lookup(ctx context.Context, s *state, key digest.Digest) ([]image.
 		return nil, err
 	}
 	for _, l := range rec.Layers {
-		if !r.available(l) {
+		if !image.Available(r.Store, l) {
 			return nil, nil
 		}
 	}
 	s.step.Cached()
 	return append([]image.Layer{}, rec.Layers...), nil // never nil
-}
-
-func (r *run) available(l image.Layer) bool {
-	if r.Store.HasLayer(l.DiffID) {
-		return true
-	}
-	if l.Blob.Digest == "" {
-		return false
-	}
-	_, err := r.Store.StatBlob(l.Blob.Digest)
-	return err == nil || l.Origin != ""
 }

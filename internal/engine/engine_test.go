@@ -91,6 +91,10 @@ func (s *boxSession) Run(ctx context.Context, p sandbox.Process, _, changes io.W
 	return tw.Close()
 }
 
+func (*boxSession) Changes(context.Context, *sandbox.Volume, io.Writer) error {
+	return errors.New("there are no volumes")
+}
+
 func (s *boxSession) Close() error {
 	s.b.mu.Lock()
 	defer s.b.mu.Unlock()

@@ -49,15 +49,16 @@ func (r *run) mountsByContent(op *Op, x *Exec, computed bool) []bool {
 func (r *run) mounts(ctx context.Context, op *Op, x *Exec, ins []Result) ([]sandbox.Mount, error) {
 	var out []sandbox.Mount
 	for _, m := range x.Mounts {
-		s := sandbox.Mount{Dest: m.Dest, Source: m.Source, Writable: m.Writable, Size: m.Size}
+		s := sandbox.Mount{Dest: m.Dest, Source: m.Source, Writable: m.Writable}
 		switch {
 		case m.Tmpfs:
+			s.Tmpfs = &sandbox.Tmpfs{Size: m.Size}
 		case ins[m.Input].context != nil:
 			l, err := r.contextLayer(ctx, ins[m.Input], m.selection())
 			if err != nil {
 				return nil, err
 			}
-			s.Layers, s.Source = []string{r.Store.LayerPath(l.DiffID)}, mountedName
+			s.Volume, s.Source = &sandbox.Volume{Layers: []string{r.Store.LayerPath(l.DiffID)}}, mountedName
 		default:
 			t, err := r.Tree(ctx, ins[m.Input])
 			if err == nil {
@@ -66,8 +67,9 @@ func (r *run) mounts(ctx context.Context, op *Op, x *Exec, ins []Result) ([]sand
 			if err != nil {
 				return nil, err
 			}
+			s.Volume = &sandbox.Volume{}
 			for _, l := range ins[m.Input].Layers {
-				s.Layers = append(s.Layers, r.Store.LayerPath(l.DiffID))
+				s.Volume.Layers = append(s.Volume.Layers, r.Store.LayerPath(l.DiffID))
 			}
 		}
 		out = append(out, s)
