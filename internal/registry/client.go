@@ -29,12 +29,19 @@ import (
 // Options say how to reach registries. The zero value is what docker does.
 type Options = wire.Options
 
+// Certs are the certificates that a host is spoken to with.
+type Certs = wire.Certs
+
+// KeyPair names the files of a client certificate and its key.
+type KeyPair = wire.KeyPair
+
 // Retry says how often a request that failed for a passing reason is tried.
 type Retry = wire.Retry
 
 // Client speaks to registries. Safe for concurrent use.
 type Client struct {
-	net *wire.Net
+	net  *wire.Net
+	down sync.Map // hosts of mirrors that cannot be reached
 
 	mu    sync.Mutex
 	slots map[string]*semaphore.Weighted

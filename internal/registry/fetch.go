@@ -31,6 +31,15 @@ func (c *Client) Fetch(ctx context.Context, l image.Layer) (io.ReadCloser, error
 	if err := l.Blob.Digest.Validate(); err != nil {
 		return nil, fmt.Errorf("fetch layer %q from %s: %w", l.Blob.Digest, l.Origin, err)
 	}
+	var r io.ReadCloser
+	err = c.fromAny(ctx, t, func(from target) (err error) {
+		r, err = c.fetch(ctx, from, l)
+		return err
+	})
+	return r, err
+}
+
+func (c *Client) fetch(ctx context.Context, t target, l image.Layer) (io.ReadCloser, error) {
 	s, err := c.net.Open(ctx, t.repo, "pull")
 	b := &blobReader{ctx: ctx, net: c.net, s: s, desc: l.Blob}
 	if err != nil {

@@ -27,6 +27,15 @@ func (c *Client) Resolve(ctx context.Context, ref string, platform ocispec.Platf
 	if err != nil {
 		return nil, err
 	}
+	var img *image.Image
+	err = c.fromAny(ctx, t, func(from target) (err error) {
+		img, err = c.resolve(ctx, from, platform)
+		return err
+	})
+	return img, err
+}
+
+func (c *Client) resolve(ctx context.Context, t target, platform ocispec.Platform) (*image.Image, error) {
 	s, err := c.pull(ctx, t)
 	what := fmt.Sprintf("resolve image %q", t.named)
 	if err != nil {
@@ -168,6 +177,15 @@ func (c *Client) Digest(ctx context.Context, ref string) (ocispec.Descriptor, er
 	if err != nil {
 		return ocispec.Descriptor{}, err
 	}
+	var desc ocispec.Descriptor
+	err = c.fromAny(ctx, t, func(from target) (err error) {
+		desc, err = c.lookup(ctx, from)
+		return err
+	})
+	return desc, err
+}
+
+func (c *Client) lookup(ctx context.Context, t target) (ocispec.Descriptor, error) {
 	what := fmt.Sprintf("look up image %q", t.named)
 	s, err := c.pull(ctx, t)
 	if err != nil {

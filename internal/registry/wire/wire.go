@@ -33,6 +33,11 @@ type Options struct {
 	// CertDir has a directory for each host with *.crt, client.cert and
 	// client.key, as docker reads them. Empty: /etc/docker/certs.d.
 	CertDir string
+	// Certs are for hosts, beside what CertDir has.
+	Certs map[string]Certs
+	// Mirrors are asked first when something is pulled from a registry, in their order:
+	// registry, such as docker.io → HOST[:PORT][/PATH], where PATH goes before the repository's.
+	Mirrors map[string][]string
 	// Logger gets retries and other things that went wrong but not for good.
 	Logger *slog.Logger
 	// Retry says how often and how long to try. Zero fields have defaults.
@@ -46,6 +51,15 @@ type Options struct {
 	// SkipPushCheck: who begins to push does not ask for the permission first.
 	SkipPushCheck bool
 }
+
+// Certs are the certificates that a host is spoken to with.
+type Certs struct {
+	CAs   []string  // files in PEM that are trusted beside the system's
+	Pairs []KeyPair // shown to the host
+}
+
+// KeyPair names the files of a client's certificate and its key, in PEM.
+type KeyPair struct{ Cert, Key string }
 
 // Net opens sessions with registries. Safe for concurrent use.
 type Net struct {
@@ -86,6 +100,14 @@ func New(o Options) (*Net, error) {
 			return nil, err
 		}
 		n.insecure[host] = true
+	}
+	for reg, ms := range o.Mirrors {
+		for _, m := range ms {
+			host, _, _ := strings.Cut(m, "/")
+			if _, err := name.NewRegistry(host); err != nil || host == "" || strings.Contains(m, "://") {
+				return nil, diag.New(diag.ExitUsage, "mirror %q of registry %q: want HOST[:PORT][/PATH]", m, reg)
+			}
+		}
 	}
 	pool, err := certPool(o.CAFile)
 	if err != nil {
