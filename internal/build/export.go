@@ -2,14 +2,18 @@ package build
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
-	"github.com/kiln-build/kiln/internal/diag"
+	"github.com/containerd/platforms"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
 	"github.com/kiln-build/kiln/internal/export"
 	"github.com/kiln-build/kiln/internal/frontend"
 	"github.com/kiln-build/kiln/internal/image"
@@ -19,7 +23,7 @@ import (
 // Export says what becomes of a plan.
 type Export struct {
 	Outputs     []Output
-	Compression layer.Compression
+	Compression layer.Compression // of new layers; empty: gzip
 	// Epoch is SOURCE_DATE_EPOCH: the image says of nothing in it that it is younger. Nil: none.
 	Epoch *time.Time
 }
@@ -36,6 +40,7 @@ type exporting struct {
 
 // Export computes a plan and writes the result to all outputs. If it fails, no tag was given.
 func (b *Build) Export(ctx context.Context, plan *frontend.Plan, x Export) (*Result, error) {
+	x.Compression = cmp.Or(x.Compression, layer.Gzip)
 	e := &exporting{Build: b, Export: x}
 	var built []*image.Image
 	for _, p := range plan.Platforms {
@@ -63,7 +68,8 @@ func (e *exporting) platform(ctx context.Context, p frontend.PlatformPlan) (*ima
 		return nil, err
 	}
 	if !e.needsImage() {
-		return &image.Image{Layers: layers}, nil
+		platform := p.Platform
+		return &image.Image{Layers: layers, Manifest: ocispec.Descriptor{Platform: &platform}}, nil
 	}
 	up.begin(ctx, layers)
 	if layers, err = up.finish(); err != nil {
@@ -168,7 +174,7 @@ func (e *exporting) output(ctx context.Context, o Output, res *Result, built []*
 	if o.NeedsImage() {
 		err = e.writeImage(ctx, o, res, built)
 	} else {
-		err = e.writeFiles(ctx, o, built)
+		err = e.writeFiles(ctx, o, res, built)
 	}
 	step.Done(err)
 	return err
@@ -184,22 +190,30 @@ func (e *exporting) writeImage(ctx context.Context, o Output, res *Result, built
 	if o.Dir {
 		return image.SaveLayout(ctx, e.Store, o.Dest, images, opt)
 	}
-	return e.toFile(o.Dest, func(w io.Writer) error { return image.Save(ctx, e.Store, w, images, opt) })
+	return e.toFile(ctx, o, res, func(w io.Writer) error { return image.Save(ctx, e.Store, w, images, opt) })
 }
 
-// writeFiles writes the root file system.
-func (e *exporting) writeFiles(ctx context.Context, o Output, built []*image.Image) error {
-	if len(built) != 1 {
-		return diag.New(diag.ExitUsage, "several platforms cannot go to one output of type %s", o.Type)
+// writeFiles writes the root file system, those of several platforms into a directory each.
+func (e *exporting) writeFiles(ctx context.Context, o Output, res *Result, built []*image.Image) error {
+	var dirs []export.Dir
+	for _, b := range built {
+		t, closeTree, err := export.OpenTree(ctx, e.Store, e.images, b.Layers)
+		if err != nil {
+			return err
+		}
+		defer closeTree()
+		name := strings.ReplaceAll(platforms.FormatAll(*b.Manifest.Platform), "/", "_")
+		dirs = append(dirs, export.Dir{Name: name, Tree: export.Clamp(t, e.Epoch)})
 	}
-	t, closeTree, err := export.OpenTree(ctx, e.Store, e.images, built[0].Layers)
-	if err != nil {
-		return err
+	t := dirs[0].Tree
+	if len(dirs) > 1 {
+		t = export.Dirs(dirs)
 	}
-	defer closeTree()
-	t = export.Clamp(t, e.Epoch)
 	if o.Type == export.Tar {
-		return e.toFile(o.Dest, func(w io.Writer) error { return export.WriteTar(ctx, t, w) })
+		return e.toFile(ctx, o, res, func(w io.Writer) error { return export.WriteTar(ctx, t, w) })
+	}
+	if o.To != nil {
+		return o.To.Tree(ctx, t)
 	}
 	skipped, err := export.WriteDir(ctx, t, o.Dest)
 	if len(skipped) > 0 {
@@ -208,8 +222,9 @@ func (e *exporting) writeFiles(ctx context.Context, o Output, built []*image.Ima
 	return err
 }
 
-// toFile writes a file that appears only when it is whole; "-" is standard output.
-func (e *exporting) toFile(dest string, write func(io.Writer) error) error {
+// toFile writes an output's one file. One on this machine appears only when it is whole;
+// "-" is standard output.
+func (e *exporting) toFile(ctx context.Context, o Output, res *Result, write func(io.Writer) error) error {
 	to := func(w io.Writer) error {
 		b := bufio.NewWriterSize(w, 1<<20)
 		if err := write(b); err != nil {
@@ -217,10 +232,28 @@ func (e *exporting) toFile(dest string, write func(io.Writer) error) error {
 		}
 		return b.Flush()
 	}
-	if dest == "-" {
+	switch {
+	case o.To != nil:
+		meta, err := res.Metadata()
+		if err != nil {
+			return err
+		}
+		ctx, cancel := context.WithCancel(ctx)
+		defer cancel()
+		w, err := o.To.File(ctx, meta)
+		if err != nil {
+			return err
+		}
+		if err := to(w); err != nil {
+			cancel() // or what there is would be taken for all of it
+			_ = w.Close()
+			return err
+		}
+		return w.Close()
+	case o.Dest == "-":
 		return to(e.Stdout)
 	}
-	return export.WriteFile(dest, to)
+	return export.WriteFile(o.Dest, to)
 }
 
 // describeInStore stores the images without a name. Layers that came from a

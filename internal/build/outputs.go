@@ -22,10 +22,10 @@ type Output struct {
 // Destination takes files of an output.
 type Destination interface {
 	// File opens the file that an archive or tar is written to. meta is what is said of the
-	// result, by BuildKit's names. Close says whether all of it has arrived.
+	// result, see Result.Metadata. Close says whether all of it has arrived.
 	File(ctx context.Context, meta map[string]string) (io.WriteCloser, error)
-	// Tree takes a root file system. platform is what several are told apart by; empty if there is one.
-	Tree(ctx context.Context, t tree.Tree, platform string) error
+	// Tree takes a root file system.
+	Tree(ctx context.Context, t tree.Tree) error
 }
 
 // outputs are those of a request. It finds what cannot work before anything is done.
@@ -48,8 +48,6 @@ func outputs(req Request) ([]Output, error) {
 		switch {
 		case s.ToRegistry() && len(o.Names) == 0:
 			return nil, diag.New(diag.ExitUsage, "nowhere to push to: the image has no name").WithHint("give it one with -t REGISTRY/NAME:TAG")
-		case !s.NeedsImage() && len(req.Platforms) > 1:
-			return nil, diag.New(diag.ExitUsage, "several platforms cannot go to one output of type %s", s.Type)
 		case s.Dest == "-":
 			stdout++
 		}

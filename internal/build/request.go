@@ -4,7 +4,10 @@
 package build
 
 import (
+	"encoding/base64"
+	"encoding/json"
 	"io"
+	"strings"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -70,4 +73,22 @@ type Result struct {
 	// Tags it was given, and Pushed the references that a registry has now.
 	Tags   []string
 	Pushed []string
+}
+
+// Metadata says of the result what BuildKit's exporters do, by their names.
+func (r *Result) Metadata() (map[string]string, error) {
+	m := map[string]string{}
+	if r.ID != "" {
+		d, err := json.Marshal(r.Descriptor)
+		if err != nil {
+			return nil, err
+		}
+		m["containerimage.digest"] = r.Digest.String()
+		m["containerimage.config.digest"] = r.ID.String()
+		m["containerimage.descriptor"] = base64.StdEncoding.EncodeToString(d)
+	}
+	if len(r.Tags) > 0 {
+		m["image.name"] = strings.Join(r.Tags, ",")
+	}
+	return m, nil
 }

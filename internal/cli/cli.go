@@ -24,6 +24,8 @@ func Main(ctx context.Context, args []string, s console.Streams) int {
 	switch filepath.Base(args[0]) {
 	case "buildctl", "buildctl-daemonless.sh":
 		return app.Execute(ctx, buildctl.New(&app.Console), buildctl.Arguments(args[1:]))
+	case "buildkitd":
+		return app.Execute(ctx, newRootCommand(app), append([]string{"buildkitd"}, args[1:]...))
 	}
 	return app.Execute(ctx, newRootCommand(app), args[1:])
 }

@@ -123,6 +123,19 @@ type Result struct {
 	Metadata map[string][]byte
 }
 
+// Each calls f with each definition, and with nil for an empty file system.
+func (r *Result) Each(f func(*Definition) error) error {
+	if r.Refs == nil {
+		return f(r.Ref)
+	}
+	for _, id := range slices.Sorted(maps.Keys(r.Refs)) {
+		if err := f(r.Refs[id]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // Solve runs the front end. Errors that have to do with a line of the Dockerfile are *diag.Error.
 func Solve(ctx context.Context, in Input, images Images, rec *progress.Recorder) (_ *Result, err error) {
 	c := newClient(in, images, rec)

@@ -42,7 +42,7 @@ var _ gateway.Client = (*client)(nil)
 
 // newClient begins the step that reading a Dockerfile is; the caller ends it.
 func newClient(in Input, images Images, rec *progress.Recorder) *client {
-	step := rec.Step("[internal] load build definition from "+in.Filename, "")
+	step := rec.Step("[internal] load build definition from "+cmp.Or(in.Filename, in.Attrs["filename"], "Dockerfile"), "")
 	step.Start()
 	return &client{in: in, images: images, rec: rec, step: step, opts: attributes(in)}
 }
@@ -85,16 +85,24 @@ func (c *client) Solve(ctx context.Context, req gateway.SolveRequest) (*gateway.
 }
 
 func (c *client) otherFrontend(ctx context.Context, req gateway.SolveRequest) (*gateway.Result, error) {
-	src := req.FrontendOpt["source"]
-	name, err := reference.ParseNormalizedNamed(src)
-	if err != nil {
-		return nil, fmt.Errorf("syntax %q: %w", src, err)
-	}
-	if !builtinFrontend.MatchString(reference.TagNameOnly(name).String()) {
-		return nil, diag.New(diag.ExitDockerfile, "syntax %q is not supported: it would be a program, run from that image with the builder's rights; docker/dockerfile is built in", src).
-			WithHint("If the Dockerfile needs nothing special, leave the line out, or build with --build-arg BUILDKIT_SYNTAX=docker/dockerfile:1.")
+	if err := Builtin(req.FrontendOpt["source"]); err != nil {
+		return nil, err
 	}
 	return builder.Build(ctx, c.with(req.FrontendOpt))
+}
+
+// Builtin returns an error unless source, the image that a front end comes from, is the one whose
+// front end is linked in.
+func Builtin(source string) error {
+	name, err := reference.ParseNormalizedNamed(source)
+	if err != nil {
+		return fmt.Errorf("syntax %q: %w", source, err)
+	}
+	if !builtinFrontend.MatchString(reference.TagNameOnly(name).String()) {
+		return diag.New(diag.ExitDockerfile, "syntax %q is not supported: it would be a program, run from that image with the builder's rights; docker/dockerfile is built in", source).
+			WithHint("If the Dockerfile needs nothing special, leave the line out, or build with --build-arg BUILDKIT_SYNTAX=docker/dockerfile:1.")
+	}
+	return nil
 }
 
 // ResolveImageConfig implements gateway.Client.
@@ -104,16 +112,21 @@ func (c *client) ResolveImageConfig(ctx context.Context, ref string, opt sourcer
 
 // ResolveSourceMetadata implements gateway.Client.
 func (c *client) ResolveSourceMetadata(ctx context.Context, op *pb.SourceOp, opt sourceresolver.Opt) (*sourceresolver.MetaResponse, error) {
+	if name, ok := strings.CutPrefix(op.Identifier, "local://"); ok { // asked for its time, with SOURCE_DATE_EPOCH=context
+		c.step.Warn(progress.Finding{Text: "SOURCE_DATE_EPOCH=" + name + ": the build context has no time of its own, so times stay as they are"})
+		return &sourceresolver.MetaResponse{Op: op}, nil
+	}
+	return ResolveSource(ctx, c.images, c.rec, op, opt)
+}
+
+// ResolveSource finds out what a source is, without fetching it.
+func ResolveSource(ctx context.Context, images Images, rec *progress.Recorder, op *pb.SourceOp, opt sourceresolver.Opt) (*sourceresolver.MetaResponse, error) {
 	kind, ref, _ := strings.Cut(op.Identifier, "://")
 	var (
 		img *image.Image
 		err error
 	)
-	if kind == "local" { // asked for its time, with SOURCE_DATE_EPOCH=context
-		c.step.Warn(progress.Finding{Text: "SOURCE_DATE_EPOCH=" + ref + ": the build context has no time of its own, so times stay as they are"})
-		return &sourceresolver.MetaResponse{Op: op}, nil
-	}
-	step := c.rec.Step("[internal] load metadata for "+ref, "")
+	step := rec.Step("[internal] load metadata for "+ref, "")
 	step.Start()
 	defer func() { step.Done(err) }()
 	switch kind {
@@ -122,7 +135,7 @@ func (c *client) ResolveSourceMetadata(ctx context.Context, op *pb.SourceOp, opt
 		if opt.ImageOpt != nil && opt.ImageOpt.Platform != nil {
 			p = *opt.ImageOpt.Platform
 		}
-		img, err = c.images.Resolve(ctx, ref, p)
+		img, err = images.Resolve(ctx, ref, p)
 	case "oci-layout":
 		p := platforms.DefaultSpec()
 		if opt.OCILayoutOpt != nil && opt.OCILayoutOpt.Platform != nil {
@@ -132,7 +145,7 @@ func (c *client) ResolveSourceMetadata(ctx context.Context, op *pb.SourceOp, opt
 		if _, s, ok := strings.Cut(ref, "@"); ok {
 			d = digest.Digest(s)
 		}
-		img, err = c.images.ResolveLayout(ctx, op.Attrs[pb.AttrOCILayoutStoreID], d, p)
+		img, err = images.ResolveLayout(ctx, op.Attrs[pb.AttrOCILayoutStoreID], d, p)
 	default:
 		err = fmt.Errorf("sources of kind %q are not supported", kind)
 	}

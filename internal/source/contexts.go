@@ -11,7 +11,9 @@ import (
 
 // Selection says what of a local build context is wanted.
 type Selection struct {
-	Name             string
+	Name string
+	// Session is whose context it is, where contexts of several clients can be had.
+	Session          string
 	Include, Exclude []string // patterns of an ignore file
 	// Follow are the paths, perhaps with wildcards, that alone are used: those who
 	// have to fetch a context need to fetch no more. Nil: all of it.
@@ -22,7 +24,7 @@ type Selection struct {
 
 // LocalSelection is what an LLB source operation local://NAME with these attributes selects.
 func LocalSelection(name string, attrs map[string]string) (Selection, error) {
-	s := Selection{Name: name, SharedKey: attrs["local.sharedkeyhint"]}
+	s := Selection{Name: name, Session: attrs["local.session"], SharedKey: attrs["local.sharedkeyhint"]}
 	for attr, to := range map[string]*[]string{
 		"local.includepattern": &s.Include, "local.excludepatterns": &s.Exclude, "local.followpaths": &s.Follow,
 	} {
