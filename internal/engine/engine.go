@@ -15,6 +15,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"runtime"
 	"sync"
 
@@ -40,7 +41,24 @@ type Images interface {
 	image.Fetcher
 }
 
-// Config is what the engine works with. All fields but the last three are needed.
+// Secrets knows the values of secrets.
+type Secrets interface {
+	// Secret returns the value, at most MaxSecret bytes, or an error that is fs.ErrNotExist
+	// if there is none of that id.
+	Secret(ctx context.Context, id string) ([]byte, error)
+}
+
+// MaxSecret bounds the value of a secret, as BuildKit does.
+const MaxSecret = 500 << 10
+
+// SSH knows SSH agents.
+type SSH interface {
+	// DialAgent connects to the agent of an id ("default" if a step names none), or returns
+	// an error that is fs.ErrNotExist if there is none. Connections should have CloseWrite.
+	DialAgent(ctx context.Context, id string) (net.Conn, error)
+}
+
+// Config is what the engine works with. All fields but the last five are needed.
 type Config struct {
 	Store  *store.Store
 	Cache  cache.Index
@@ -58,6 +76,9 @@ type Config struct {
 	// OnLayers is told, while the build goes on, of layers that the result
 	// will have, from the bottom: each call repeats and extends the one before.
 	OnLayers func([]image.Layer)
+	// Secrets and SSH serve steps that ask for them; nil: there are none.
+	Secrets Secrets
+	SSH     SSH
 }
 
 // Solve computes the graph's target and returns the layers of its file system.
@@ -79,9 +100,9 @@ func Solve(ctx context.Context, c Config, g *Graph) ([]image.Layer, error) {
 	}
 	defer r.close()
 	r.prepare(g)
-	out, err := r.eval(ctx, g.Target.Op)
-	if err == nil && out.context != nil {
-		err = errors.New("the result of the build is a build context, and not a root file system")
+	out, err := r.eval(ctx, g.Target)
+	if err == nil {
+		out, err = r.inLayers(ctx, g.Target.Op, out)
 	}
 	if cause := context.Cause(ctx); cause != nil {
 		if errors.Is(err, cause) && diag.ExitCode(cause) == diag.ExitTimeout {
@@ -101,38 +122,45 @@ func Solve(ctx context.Context, c Config, g *Graph) ([]image.Layer, error) {
 // prepare makes the states of all operations.
 func (r *run) prepare(g *Graph) {
 	for _, op := range g.Ops {
-		s := &state{op: op, consumers: map[*Op]bool{}, forced: op.IgnoreCache}
+		s := &state{op: op, consumers: map[*Op]bool{}, forced: op.IgnoreCache, wanted: map[int]bool{}, inResult: none}
 		r.states[op] = s
 		for _, in := range op.Inputs {
 			if in.Op != nil {
 				r.states[in.Op].consumers[op] = true
+				r.states[in.Op].wanted[in.Index] = true
 				s.forced = s.forced || r.states[in.Op].forced
 			}
 		}
 		s.step = r.Progress.Step(op.Name, op.Stage)
 	}
-	for op := g.Target.Op; op != nil; op = base(op) {
-		r.states[op].inResult = true
+	r.states[g.Target.Op].wanted[g.Target.Index] = true
+	for in := g.Target; in.Op != nil; in = base(in) {
+		r.states[in.Op].inResult = in.Index
 	}
 }
 
-// base is the operation whose layers are at the bottom of op's result, nil if none.
-func base(op *Op) *Op {
+// base is the input whose layers are at the bottom of a result, Op nil if there is none.
+func base(in Input) Input {
 	n := 0
-	if f, ok := op.Do.(*File); ok {
-		ref := f.Actions[f.Result].Base
+	switch do := in.Op.Do.(type) {
+	case *File:
+		ref := do.Actions[do.Result].Base
 		for ref.Kind == RefAction {
-			ref = f.Actions[ref.N].Base
+			ref = do.Actions[ref.N].Base
 		}
 		if ref.Kind == RefScratch {
-			return nil
+			return Input{}
 		}
 		n = ref.N
+	case *Exec:
+		if m := do.result(in.Index); m != Root {
+			n = do.Mounts[m].Input
+		}
 	}
-	if n >= len(op.Inputs) {
-		return nil
+	if n >= len(in.Op.Inputs) {
+		return Input{}
 	}
-	return op.Inputs[n].Op
+	return in.Op.Inputs[n]
 }
 
 // run is one Solve.
@@ -151,11 +179,15 @@ type run struct {
 	bound    map[bound]image.Layer // parts of build contexts that were mounted
 }
 
+// none is no number of a result.
+const none = -1
+
 // state is what a run knows about one operation.
 type state struct {
 	op        *Op
 	consumers map[*Op]bool
-	inResult  bool // its layers are the bottom of the target's
+	wanted    map[int]bool // results that others take, and that are looked up and recorded
+	inResult  int          // the result whose layers are the bottom of the target's, or none
 	// forced: the cache is not to be asked by definition, because this operation or one that
 	// it needs is to be run in any case.
 	forced bool
@@ -170,11 +202,11 @@ type state struct {
 
 	ran      bool // its own work has begun, and failed
 	evalOnce sync.Once
-	out      snapshot
+	outs     []snapshot
 	err      error
 }
 
-// snapshot is the result of an operation: the layers of a root file system,
+// snapshot is a result of an operation: the layers of a root file system,
 // the bottom first, or a build context.
 type snapshot struct {
 	layers  []image.Layer
@@ -194,23 +226,26 @@ func (r *run) close() {
 	}
 }
 
-// eval computes an operation, once.
-func (r *run) eval(ctx context.Context, op *Op) (snapshot, error) {
-	if op == nil {
+// eval computes an operation, once, and gives one of its results.
+func (r *run) eval(ctx context.Context, in Input) (snapshot, error) {
+	if in.Op == nil {
 		return snapshot{}, nil
 	}
-	s := r.states[op]
+	s := r.states[in.Op]
 	s.evalOnce.Do(func() {
-		s.out, s.err = r.compute(ctx, s)
+		s.outs, s.err = r.compute(ctx, s)
 		if s.err != nil {
 			s.err = r.failed(ctx, s, s.err)
 			return
 		}
-		if s.inResult && r.OnLayers != nil {
-			r.OnLayers(s.out.layers)
+		if s.inResult != none && r.OnLayers != nil {
+			r.OnLayers(s.outs[s.inResult].layers)
 		}
 	})
-	return s.out, s.err
+	if s.err != nil {
+		return snapshot{}, s.err
+	}
+	return s.outs[in.Index], nil
 }
 
 // failed ends the run because of what happened in s, unless it is ending
@@ -226,56 +261,58 @@ func (r *run) failed(ctx context.Context, s *state, err error) error {
 	return err
 }
 
-func (r *run) compute(ctx context.Context, s *state) (snapshot, error) {
+// compute gives all results of an operation.
+func (r *run) compute(ctx context.Context, s *state) ([]snapshot, error) {
 	switch do := s.op.Do.(type) {
 	case *Local:
 		t, err := r.local(do)
 		if err != nil {
-			return snapshot{}, err
+			return nil, err
 		}
 		s.step.Start()
 		s.step.Done(nil)
-		return snapshot{context: t}, nil
+		return []snapshot{{context: t}}, nil
 	case *Image, *Layout:
-		return r.image(ctx, s)
+		out, err := r.image(ctx, s)
+		return []snapshot{out}, err
 	}
 	key, err := r.keyOf(ctx, s.op)
 	if err != nil {
-		return snapshot{}, err
+		return nil, err
 	}
 	if !s.forced {
 		if hit, err := r.lookup(ctx, s, key); hit != nil || err != nil {
-			return snapshot{layers: hit}, err
+			return hit, err
 		}
 	}
 	ins, err := r.inputs(ctx, s.op)
 	if err != nil {
-		return snapshot{}, err
+		return nil, err
 	}
 	content, err := r.contentKey(ctx, s.op, ins)
 	if err != nil {
-		return snapshot{}, err
+		return nil, err
 	}
-	var hit []image.Layer
+	var hit []snapshot
 	if !s.op.IgnoreCache {
 		if hit, err = r.lookup(ctx, s, content); err != nil {
-			return snapshot{}, err
+			return nil, err
 		}
 	}
 	if hit == nil {
 		if hit, err = r.do(ctx, s, ins); err != nil {
 			s.ran = true
-			return snapshot{}, err
+			return nil, err
 		}
-		if err := r.save(ctx, content, hit); err != nil {
-			return snapshot{}, err
+		for i := range hit {
+			s.wanted[i] = true // perhaps by the next build
+		}
+		if err := r.save(ctx, s, content, hit); err != nil {
+			return nil, err
 		}
 		s.step.Done(nil)
 	}
-	if err := r.save(ctx, key, hit); err != nil {
-		return snapshot{}, err
-	}
-	return snapshot{layers: hit}, nil
+	return hit, r.save(ctx, s, key, hit)
 }
 
 // inputs computes all inputs of op at the same time. What one begins may
@@ -285,42 +322,63 @@ func (r *run) inputs(ctx context.Context, op *Op) ([]snapshot, error) {
 	var g errgroup.Group
 	for i, in := range op.Inputs {
 		g.Go(func() (err error) {
-			out[i], err = r.eval(ctx, in.Op)
+			out[i], err = r.eval(ctx, in)
 			return err
 		})
 	}
 	return out, g.Wait()
 }
 
-func (r *run) do(ctx context.Context, s *state, ins []snapshot) ([]image.Layer, error) {
+func (r *run) do(ctx context.Context, s *state, ins []snapshot) ([]snapshot, error) {
 	s.step.Start()
 	switch do := s.op.Do.(type) {
 	case *Exec:
 		return r.exec(ctx, s, do, ins)
 	case *File:
-		return r.file(ctx, do, ins)
+		ls, err := r.file(ctx, do, ins)
+		return []snapshot{{layers: ls}}, err
 	case *Merge:
-		ls := []image.Layer{} // not nil, which would be a miss
+		var ls []image.Layer
 		for _, in := range ins {
 			ls = append(ls, in.layers...)
 		}
-		return ls, nil
+		return []snapshot{{layers: ls}}, nil
 	default:
 		return nil, fmt.Errorf("operation %T is not known", do)
 	}
 }
 
-// lookup asks the cache. A record of which a layer can no longer be had is none.
-func (r *run) lookup(ctx context.Context, s *state, key digest.Digest) ([]image.Layer, error) {
-	rec, err := r.Cache.Lookup(ctx, key)
-	if err != nil || rec == nil {
-		return nil, err
-	}
-	for _, l := range rec.Layers {
-		if !image.Available(r.Store, l) {
-			return nil, nil
+// lookup asks the cache for all results that are wanted; nil is a miss. A record of which
+// a layer can no longer be had is none.
+func (r *run) lookup(ctx context.Context, s *state, key digest.Digest) ([]snapshot, error) {
+	outs := make([]snapshot, s.op.results())
+	for i := range outs {
+		if !s.wanted[i] {
+			continue
 		}
+		rec, err := r.Cache.Lookup(ctx, resultKey(key, i))
+		if err != nil || rec == nil {
+			return nil, err
+		}
+		for _, l := range rec.Layers {
+			if !image.Available(r.Store, l) {
+				return nil, nil
+			}
+		}
+		outs[i].layers = rec.Layers
 	}
 	s.step.Cached()
-	return append([]image.Layer{}, rec.Layers...), nil // never nil
+	return outs, nil
+}
+
+// save records the results that are wanted under a key.
+func (r *run) save(ctx context.Context, s *state, key digest.Digest, outs []snapshot) error {
+	for i, out := range outs {
+		if s.wanted[i] {
+			if err := r.Cache.Save(ctx, resultKey(key, i), cache.Record{Layers: out.layers}); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }

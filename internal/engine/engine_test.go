@@ -245,11 +245,34 @@ func TestFirstFailure(t *testing.T) {
 	}
 }
 
+// TestContextAsRoot: a build context can be a result and the root file system of a step.
+func TestContextAsRoot(t *testing.T) {
+	f := newFixture(t)
+	local := f.op(&engine.Local{Name: "context"})
+	if ls, err := f.solve(local); err != nil || len(ls) != 1 {
+		t.Errorf("%v %v", ls, err)
+	}
+	run := f.exec("write c 1", local)
+	for range 2 {
+		ls, err := f.solve(run)
+		if err != nil || len(ls) != 2 || len(f.box.started) > 1 {
+			t.Errorf("%v %v", ls, err)
+		}
+	}
+	if len(f.box.ran) != 0 {
+		t.Errorf("%q ran a second time", f.box.ran)
+	}
+	f.c.Trees["context"] = memtree.New(map[string]memtree.File{"a": {Data: "changed"}})
+	if _, err := f.solve(run); err != nil || len(f.box.ran) != 1 {
+		t.Errorf("%q ran on another context; %v", f.box.ran, err)
+	}
+}
+
 func TestResultMustBeARoot(t *testing.T) {
 	f := newFixture(t)
 	local := f.op(&engine.Local{Name: "context"})
 	for name, op := range map[string]*engine.Op{
-		"context": local, "no context": f.op(&engine.Local{Name: "nosuch"}), "run on a context": f.exec("write a 1", local),
+		"no context":         f.op(&engine.Local{Name: "nosuch"}),
 		"merge of a context": f.op(&engine.Merge{}, local),
 		"change of a context": f.op(&engine.File{Actions: []engine.Action{{
 			Base: engine.Ref{Kind: engine.RefInput}, Mkdir: &fileop.MkdirAction{Path: "/x"},

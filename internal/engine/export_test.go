@@ -20,5 +20,5 @@ func Key(ctx context.Context, c Config, g *Graph) (digest.Digest, error) {
 	}
 	defer r.close()
 	r.prepare(g)
-	return r.keyOf(ctx, g.Target.Op)
+	return r.inputKey(ctx, g.Target)
 }

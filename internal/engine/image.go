@@ -7,7 +7,6 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
-	"github.com/kiln-build/kiln/internal/cache"
 	"github.com/kiln-build/kiln/internal/diag"
 	"github.com/kiln-build/kiln/internal/image"
 	"github.com/kiln-build/kiln/internal/layer"
@@ -127,10 +126,6 @@ func (r *run) reader(ctx context.Context, l image.Layer) (*layer.Reader, error) 
 	}
 	r.readers[l.DiffID] = rd
 	return rd, nil
-}
-
-func (r *run) save(ctx context.Context, key digest.Digest, ls []image.Layer) error {
-	return r.Cache.Save(ctx, key, cache.Record{Layers: ls})
 }
 
 // at adds the operation's place in the Dockerfile to an error, unless it has one.

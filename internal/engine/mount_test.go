@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"io/fs"
 	"os"
 	"runtime"
 	"strings"
@@ -32,6 +33,9 @@ func TestMain(m *testing.M) {
 	if code, ok := gvisor.Main(os.Args); ok {
 		os.Exit(code)
 	}
+	if code, ok := sandboxtest.GuestMain(os.Args); ok {
+		os.Exit(code)
+	}
 	os.Exit(m.Run())
 }
 
@@ -39,8 +43,24 @@ func TestMain(m *testing.M) {
 type bed struct {
 	st            *store.Store
 	box           sandbox.Sandbox
-	base          tree.Tree
+	base, tools   tree.Tree
+	secrets       secrets
+	agent         engine.SSH
+	output        string // of the last solve
+	warnings      string
 	starts, steps atomic.Int32
+}
+
+// secrets are values by id.
+type secrets map[string]string
+
+// Secret implements engine.Secrets.
+func (s secrets) Secret(_ context.Context, id string) ([]byte, error) {
+	v, ok := s[id]
+	if !ok {
+		return nil, fs.ErrNotExist
+	}
+	return []byte(v), nil
 }
 
 func newBed(t *testing.T) *bed {
@@ -49,12 +69,17 @@ func newBed(t *testing.T) *bed {
 	if err != nil {
 		t.Fatal(err)
 	}
-	base, err := layer.Open(sandboxtest.BaseLayer(t))
+	return &bed{st: st, box: gvisor.New(gvisor.Options{}), base: openLayer(t, sandboxtest.BaseLayer(t)), tools: openLayer(t, sandboxtest.ToolLayer(t))}
+}
+
+func openLayer(t *testing.T, path string) tree.Tree {
+	t.Helper()
+	l, err := layer.Open(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { base.Close() })
-	return &bed{st: st, box: gvisor.New(gvisor.Options{}), base: base}
+	t.Cleanup(func() { l.Close() })
+	return l
 }
 
 // Name implements sandbox.Sandbox.
@@ -78,13 +103,31 @@ func (c counted) Run(ctx context.Context, p sandbox.Process, output, changes io.
 	return c.Session.Run(ctx, p, output, changes)
 }
 
-// text is a sink of what steps print.
+// text is a sink of what steps print, and of warnings.
 type text struct {
-	b bytes.Buffer
+	b, warnings bytes.Buffer
 }
 
 // Send implements progress.Sink.
-func (s *text) Send(e progress.Event) { s.b.Write(e.Data) }
+func (s *text) Send(e progress.Event) {
+	s.b.Write(e.Data)
+	if e.Kind == progress.Warning {
+		s.warnings.WriteString(e.Text + "\n")
+	}
+}
+
+func (b *bed) config(files map[string]memtree.File, out *text) engine.Config {
+	c := engine.Config{
+		Store: b.st, Cache: cache.NewLocal(b.st),
+		Sandbox: func(context.Context) (sandbox.Sandbox, error) { return b, nil },
+		Trees:   map[string]tree.Tree{"base": b.base, "tools": b.tools, "context": memtree.New(files)},
+		Secrets: b.secrets, SSH: b.agent,
+	}
+	if out != nil {
+		c.Progress = progress.NewRecorder(out)
+	}
+	return c
+}
 
 // solve returns the result as a tree, and how many steps and sessions it took.
 func (b *bed) solve(t *testing.T, files map[string]memtree.File, g *engine.Graph) (result tree.Tree, steps, starts int32, err error) {
@@ -92,12 +135,9 @@ func (b *bed) solve(t *testing.T, files map[string]memtree.File, g *engine.Graph
 	b.starts.Store(0)
 	b.steps.Store(0)
 	var out text
-	ls, err := engine.Solve(t.Context(), engine.Config{
-		Store: b.st, Cache: cache.NewLocal(b.st), Progress: progress.NewRecorder(&out),
-		Sandbox: func(context.Context) (sandbox.Sandbox, error) { return b, nil },
-		Trees:   map[string]tree.Tree{"base": b.base, "context": memtree.New(files)},
-	}, g)
-	t.Logf("%s", out.b.String())
+	ls, err := engine.Solve(t.Context(), b.config(files, &out), g)
+	b.output, b.warnings = out.b.String(), out.warnings.String()
+	t.Logf("%s%s", b.output, b.warnings)
 	var ts []tree.Tree
 	for _, l := range ls {
 		r, err := layer.Open(b.st.LayerPath(l.DiffID))
@@ -224,8 +264,8 @@ func TestMountFieldsInKey(t *testing.T) {
 		{Dest: "/n", Input: 1, Source: "used"},
 		{Dest: "/m", Input: 1, Source: "."},
 		{Dest: "/m", Input: 1, Source: "used", Writable: true},
-		{Dest: "/m", Tmpfs: true, Source: ".", Writable: true},
-		{Dest: "/m", Tmpfs: true, Source: ".", Writable: true, Size: 1 << 20},
+		{Dest: "/m", Tmpfs: &engine.TmpfsMount{}, Writable: true},
+		{Dest: "/m", Tmpfs: &engine.TmpfsMount{Size: 1 << 20}, Writable: true},
 		{Dest: "/m", Input: 0, Source: "bin"},
 	} {
 		for again := range int32(2) {
