@@ -20,6 +20,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/kiln-build/kiln/internal/cache"
 	"github.com/kiln-build/kiln/internal/diag"
 	"github.com/kiln-build/kiln/internal/image"
 	"github.com/kiln-build/kiln/internal/progress"
@@ -36,7 +37,7 @@ func (s *Solver) Solve(ctx context.Context, g *Graph, onLayers OnLayers) (Result
 	r := &run{Solver: s, fail: cancel, onLayers: onLayers, states: map[*Op]*state{}, sessions: map[*Op]*session{}}
 	defer r.close()
 	r.prepare(g)
-	out, err := r.eval(ctx, g.Target.Op)
+	out, err := r.eval(ctx, g.Target)
 	if cause := context.Cause(ctx); cause != nil {
 		if errors.Is(err, cause) && diag.ExitCode(cause) == diag.ExitTimeout {
 			return Result{}, err // the cause, and the step that took so long
@@ -55,40 +56,47 @@ func (s *Solver) Solve(ctx context.Context, g *Graph, onLayers OnLayers) (Result
 // prepare makes the states of all operations.
 func (r *run) prepare(g *Graph) {
 	for _, op := range g.Ops {
-		s := &state{op: op, consumers: map[*Op]bool{}, forced: op.IgnoreCache}
+		s := &state{op: op, consumers: map[*Op]bool{}, forced: op.IgnoreCache, wanted: map[int]bool{}, inResult: none}
 		step := progress.StepInfo{Name: op.Name, Stage: op.Stage, Digest: op.Digest, Group: op.Group}
 		r.states[op] = s
 		for _, in := range op.Inputs {
 			if in.Op != nil {
 				r.states[in.Op].consumers[op] = true
 				step.Inputs = append(step.Inputs, in.Op.Digest)
+				r.states[in.Op].wanted[in.Index] = true
 				s.forced = s.forced || r.states[in.Op].forced
 			}
 		}
 		s.step = r.Progress.Plan(step)
 	}
-	for op := g.Target.Op; op != nil; op = base(op) {
-		r.states[op].inResult = true
+	r.states[g.Target.Op].wanted[g.Target.Index] = true
+	for in := g.Target; in.Op != nil; in = base(in) {
+		r.states[in.Op].inResult = in.Index
 	}
 }
 
-// base is the operation whose layers are at the bottom of op's result, nil if none.
-func base(op *Op) *Op {
+// base is the input whose layers are at the bottom of a result, Op nil if there is none.
+func base(in Input) Input {
 	n := 0
-	if f, ok := op.Do.(*File); ok {
-		ref := f.Actions[f.Result].Base
+	switch do := in.Op.Do.(type) {
+	case *File:
+		ref := do.Actions[do.Result].Base
 		for ref.Kind == RefAction {
-			ref = f.Actions[ref.N].Base
+			ref = do.Actions[ref.N].Base
 		}
 		if ref.Kind == RefScratch {
-			return nil
+			return Input{}
 		}
 		n = ref.N
+	case *Exec:
+		if m := do.result(in.Index); m != Root {
+			n = do.Mounts[m].Input
+		}
 	}
-	if n >= len(op.Inputs) {
-		return nil
+	if n >= len(in.Op.Inputs) {
+		return Input{}
 	}
-	return op.Inputs[n].Op
+	return in.Op.Inputs[n]
 }
 
 // run is one Solve.
@@ -103,11 +111,15 @@ type run struct {
 	sessions  map[*Op]*session
 }
 
+// none is no number of a result.
+const none = -1
+
 // state is what a run knows about one operation.
 type state struct {
 	op        *Op
 	consumers map[*Op]bool
-	inResult  bool // its layers are the bottom of the target's
+	wanted    map[int]bool // results that others take, and that are looked up and recorded
+	inResult  int          // the result whose layers are the bottom of the target's, or none
 	// forced: the cache is not to be asked by definition, because this operation or one that
 	// it needs is to be run in any case.
 	forced bool
@@ -126,7 +138,7 @@ type state struct {
 
 	ran      bool // its own work has begun, and failed
 	evalOnce sync.Once
-	out      Result
+	outs     []Result
 	err      error
 }
 
@@ -147,23 +159,26 @@ func (r *run) close() {
 	}
 }
 
-// eval computes an operation, once.
-func (r *run) eval(ctx context.Context, op *Op) (Result, error) {
-	if op == nil {
+// eval computes an operation, once, and gives one of its results.
+func (r *run) eval(ctx context.Context, in Input) (Result, error) {
+	if in.Op == nil {
 		return Result{}, nil
 	}
-	s := r.states[op]
+	s := r.states[in.Op]
 	s.evalOnce.Do(func() {
-		s.out, s.err = r.compute(ctx, s)
+		s.outs, s.err = r.compute(ctx, s)
 		if s.err != nil {
 			s.err = r.failed(ctx, s, s.err)
 			return
 		}
-		if s.inResult && r.onLayers != nil && s.out.context == nil {
-			r.onLayers(s.out.Layers)
+		if n := s.inResult; n != none && r.onLayers != nil && s.outs[n].context == nil {
+			r.onLayers(s.outs[n].Layers)
 		}
 	})
-	return s.out, s.err
+	if s.err != nil {
+		return Result{}, s.err
+	}
+	return s.outs[in.Index], nil
 }
 
 // failed ends the run because of what happened in s, unless it is ending
@@ -179,67 +194,69 @@ func (r *run) failed(ctx context.Context, s *state, err error) error {
 	return err
 }
 
-func (r *run) compute(ctx context.Context, s *state) (Result, error) {
+// compute gives all results of an operation.
+func (r *run) compute(ctx context.Context, s *state) ([]Result, error) {
 	switch do := s.op.Do.(type) {
 	case *Local:
 		t, err := r.local(ctx, do)
 		if err != nil {
-			return Result{}, err
+			return nil, err
 		}
 		s.step.Start()
 		s.step.Done(nil)
-		return Result{context: t, local: do}, nil
+		return []Result{{context: t, local: do}}, nil
 	case *Image, *Layout:
-		return r.image(ctx, s)
+		out, err := r.image(ctx, s)
+		return []Result{out}, err
 	}
 	key, err := r.keyOf(ctx, s.op)
 	if err != nil {
-		return Result{}, err
+		return nil, err
 	}
 	if !s.forced {
 		if hit, err := r.lookup(ctx, s, key); hit != nil || err != nil {
-			return Result{Layers: hit}, err
+			return hit, err
 		}
 	}
 	// Of several Solves that want it now, one does it.
 	unlock, err := r.flights.lock(ctx, key)
 	if err != nil {
-		return Result{}, err
+		return nil, err
 	}
 	defer unlock()
 	if done := r.flights.finished(key); done != nil {
 		s.step.Cached()
-		return Result{Layers: done}, nil
+		return done, nil
 	}
 	ins, err := r.inputs(ctx, s.op)
 	if err != nil {
-		return Result{}, err
+		return nil, err
 	}
 	content, err := r.contentKey(ctx, s.op, ins)
 	if err != nil {
-		return Result{}, err
+		return nil, err
 	}
-	var hit []image.Layer
+	var hit []Result
 	if !s.op.IgnoreCache {
 		if hit, err = r.lookup(ctx, s, content); err != nil {
-			return Result{}, err
+			return nil, err
 		}
 	}
 	if hit == nil {
 		if hit, err = r.do(ctx, s, ins); err != nil {
 			s.ran = true
-			return Result{}, err
+			return nil, err
 		}
-		if err := r.save(ctx, content, hit); err != nil {
-			return Result{}, err
+		for i := range hit {
+			s.wanted[i] = true // perhaps by the next build
+		}
+		if err := r.save(ctx, s, content, hit); err != nil {
+			return nil, err
 		}
 		s.step.Done(nil)
+		r.flights.finish(key, hit)
 	}
-	if err := r.save(ctx, key, hit); err != nil {
-		return Result{}, err
-	}
-	r.flights.finish(key, hit)
-	return Result{Layers: hit}, nil
+	return hit, r.save(ctx, s, key, hit)
 }
 
 // inputs computes all inputs of op at the same time. What one begins may
@@ -249,42 +266,66 @@ func (r *run) inputs(ctx context.Context, op *Op) ([]Result, error) {
 	var g errgroup.Group
 	for i, in := range op.Inputs {
 		g.Go(func() (err error) {
-			out[i], err = r.eval(ctx, in.Op)
+			out[i], err = r.eval(ctx, in)
 			return err
 		})
 	}
 	return out, g.Wait()
 }
 
-func (r *run) do(ctx context.Context, s *state, ins []Result) ([]image.Layer, error) {
+func (r *run) do(ctx context.Context, s *state, ins []Result) ([]Result, error) {
 	s.step.Start()
 	switch do := s.op.Do.(type) {
 	case *Exec:
 		return r.exec(ctx, s, do, ins)
 	case *File:
-		return r.file(ctx, do, ins)
+		ls, err := r.file(ctx, do, ins)
+		return []Result{{Layers: ls}}, err
 	case *Remote:
-		return r.remote(ctx, s)
+		ls, err := r.remote(ctx, s)
+		return []Result{{Layers: ls}}, err
 	case *Merge:
-		return r.merge(ctx, ins)
+		ls, err := r.merge(ctx, ins)
+		return []Result{{Layers: ls}}, err
 	case *Diff:
-		return r.diff(ctx, ins)
+		ls, err := r.diff(ctx, ins)
+		return []Result{{Layers: ls}}, err
 	default:
 		return nil, fmt.Errorf("operation %T is not known", do)
 	}
 }
 
-// lookup asks the cache. A record of which a layer can no longer be had is none.
-func (r *run) lookup(ctx context.Context, s *state, key digest.Digest) ([]image.Layer, error) {
-	rec, err := r.Cache.Lookup(ctx, key)
-	if err != nil || rec == nil {
-		return nil, err
-	}
-	for _, l := range rec.Layers {
-		if !image.Available(r.Store, l) {
-			return nil, nil
+// lookup asks the cache for all results that are wanted; nil is a miss. A record of which
+// a layer can no longer be had is none.
+func (r *run) lookup(ctx context.Context, s *state, key digest.Digest) ([]Result, error) {
+	outs := make([]Result, s.op.results())
+	for i := range outs {
+		if !s.wanted[i] {
+			continue
 		}
+		rec, err := r.Cache.Lookup(ctx, resultKey(key, i))
+		if err != nil || rec == nil {
+			return nil, err
+		}
+		for _, l := range rec.Layers {
+			if !image.Available(r.Store, l) {
+				return nil, nil
+			}
+		}
+		outs[i].Layers = rec.Layers
 	}
 	s.step.Cached()
-	return append([]image.Layer{}, rec.Layers...), nil // never nil
+	return outs, nil
+}
+
+// save records the results that are wanted under a key.
+func (r *run) save(ctx context.Context, s *state, key digest.Digest, outs []Result) error {
+	for i, out := range outs {
+		if s.wanted[i] {
+			if err := r.Cache.Save(ctx, resultKey(key, i), cache.Record{Layers: out.Layers}); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }

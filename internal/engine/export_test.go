@@ -15,5 +15,5 @@ func Key(ctx context.Context, c Config, g *Graph) (digest.Digest, error) {
 	r := &run{Solver: s, fail: cancel, states: map[*Op]*state{}}
 	defer r.close()
 	r.prepare(g)
-	return r.keyOf(ctx, g.Target.Op)
+	return r.inputKey(ctx, g.Target)
 }

@@ -5,8 +5,6 @@ import (
 	"sync"
 
 	"github.com/opencontainers/go-digest"
-
-	"github.com/kiln-build/kiln/internal/image"
 )
 
 // flights keeps the Solves of one build from doing the same thing twice, at once
@@ -15,11 +13,11 @@ import (
 type flights struct {
 	mu      sync.Mutex
 	busy    map[digest.Digest]chan struct{} // closed when it is free again
-	results map[digest.Digest][]image.Layer // not nil
+	results map[digest.Digest][]Result
 }
 
 func newFlights() *flights {
-	return &flights{busy: map[digest.Digest]chan struct{}{}, results: map[digest.Digest][]image.Layer{}}
+	return &flights{busy: map[digest.Digest]chan struct{}{}, results: map[digest.Digest][]Result{}}
 }
 
 // lock waits until nobody else computes the operation with this key.
@@ -50,14 +48,14 @@ func (f *flights) unlock(key digest.Digest, mine chan struct{}) {
 }
 
 // finished is what this build has made of the operation, nil if it has not.
-func (f *flights) finished(key digest.Digest) []image.Layer {
+func (f *flights) finished(key digest.Digest) []Result {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.results[key]
 }
 
-func (f *flights) finish(key digest.Digest, ls []image.Layer) {
+func (f *flights) finish(key digest.Digest, outs []Result) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.results[key] = ls
+	f.results[key] = outs
 }

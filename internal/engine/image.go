@@ -9,7 +9,6 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
-	"github.com/kiln-build/kiln/internal/cache"
 	"github.com/kiln-build/kiln/internal/diag"
 	"github.com/kiln-build/kiln/internal/image"
 	"github.com/kiln-build/kiln/internal/layer"
@@ -135,10 +134,6 @@ func (s *Solver) reader(ctx context.Context, l image.Layer) (*layer.Reader, erro
 	}
 	s.readers[l.DiffID] = rd
 	return rd, nil
-}
-
-func (r *run) save(ctx context.Context, key digest.Digest, ls []image.Layer) error {
-	return r.Cache.Save(ctx, key, cache.Record{Layers: ls})
 }
 
 // at adds the operation's place in the Dockerfile to an error, unless it has one.

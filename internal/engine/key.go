@@ -2,15 +2,12 @@ package engine
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io/fs"
 	"time"
 
 	"github.com/opencontainers/go-digest"
 
 	"github.com/kiln-build/kiln/internal/cache"
-	"github.com/kiln-build/kiln/internal/diag"
 	"github.com/kiln-build/kiln/internal/fileop"
 	"github.com/kiln-build/kiln/internal/image"
 )
@@ -43,6 +40,27 @@ func (r *run) keyOf(ctx context.Context, op *Op) (digest.Digest, error) {
 	return s.key, s.keyErr
 }
 
+// inputKey is the key of an input by its definition.
+func (r *run) inputKey(ctx context.Context, in Input) (digest.Digest, error) {
+	k, err := r.keyOf(ctx, in.Op)
+	if err != nil {
+		return "", err
+	}
+	return resultKey(k, in.Index), nil
+}
+
+// resultKey is the key of a result of the operation with a key: the first has the
+// operation's own.
+func resultKey(key digest.Digest, index int) digest.Digest {
+	if index == 0 {
+		return key
+	}
+	h := cache.NewHasher("result", 1)
+	h.String(key.String())
+	h.Int(int64(index))
+	return h.Key()
+}
+
 func (r *run) defineKey(ctx context.Context, op *Op) (digest.Digest, error) {
 	switch do := op.Do.(type) {
 	case *Image, *Layout:
@@ -56,12 +74,12 @@ func (r *run) defineKey(ctx context.Context, op *Op) (digest.Digest, error) {
 		if err != nil {
 			return "", err
 		}
-		return fileop.Digest(ctx, t, contextRoot())
+		return fileop.Digest(ctx, t, everything())
 	case *Remote:
 		return r.remoteKey(ctx, r.states[op])
 	}
 	return r.hash(ctx, op, "definition", func(n int) (digest.Digest, error) {
-		return r.keyOf(ctx, op.Inputs[n].Op)
+		return r.inputKey(ctx, op.Inputs[n])
 	}, nil)
 }
 
@@ -85,20 +103,9 @@ func (r *run) hash(ctx context.Context, op *Op, kind string, input func(int) (di
 	case *Exec:
 		h = cache.NewHasher("exec", execVersion)
 		hashExec(h, do)
-		byContent = r.mountsByContent(op, do, ins != nil)
-		for i := range do.Mounts {
-			m := &do.Mounts[i]
-			if m.Tmpfs || !byContent[m.Input] {
-				continue
-			}
-			d, err := r.copied(ctx, op, i, m.Input, m.selection(), ins)
-			if errors.Is(err, fs.ErrNotExist) {
-				err = diag.New(diag.ExitDockerfile, "%w", err)
-			}
-			if err != nil {
-				return "", err
-			}
-			h.String(d.String())
+		byContent = r.execByContent(op, do, ins != nil)
+		if err := r.hashMounted(ctx, h, op, do, byContent, ins); err != nil {
+			return "", err
 		}
 	case *File:
 		h = cache.NewHasher("file", fileVersion)
@@ -211,9 +218,33 @@ func hashExec(h *cache.Hasher, x *Exec) {
 	}
 	h.Bool(x.NoNetwork)
 	h.Strings([]string{x.Platform.OS, x.Platform.Architecture, x.Platform.Variant})
+	h.Bool(x.ReadOnlyRoot)
+	h.Int(int64(len(x.SecretEnv)))
+	for _, e := range x.SecretEnv {
+		h.Strings([]string{e.Name, e.ID})
+		h.Bool(e.Optional)
+	}
 	h.Int(int64(len(x.Mounts)))
 	for i := range x.Mounts {
 		x.Mounts[i].hash(h)
+	}
+	hashInts(h, x.Success)
+	h.Int(int64(len(x.Ulimits)))
+	for _, u := range x.Ulimits {
+		h.Int(int64(u.Resource))
+		h.Int(int64(u.Soft))
+		h.Int(int64(u.Hard))
+	}
+	h.Int(int64(x.NumResults()))
+	for i := range x.NumResults() {
+		h.Int(int64(x.result(i)))
+	}
+}
+
+func hashInts(h *cache.Hasher, ns []int) {
+	h.Int(int64(len(ns)))
+	for _, n := range ns {
+		h.Int(int64(n))
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"io/fs"
 	"os"
 	"runtime"
 	"strings"
@@ -24,6 +25,7 @@ import (
 	"github.com/kiln-build/kiln/internal/sandbox/gvisor"
 	"github.com/kiln-build/kiln/internal/sandbox/sandboxtest"
 	"github.com/kiln-build/kiln/internal/source"
+	"github.com/kiln-build/kiln/internal/source/remote"
 	"github.com/kiln-build/kiln/internal/store"
 	"github.com/kiln-build/kiln/internal/tree"
 	"github.com/kiln-build/kiln/internal/tree/memtree"
@@ -33,6 +35,9 @@ func TestMain(m *testing.M) {
 	if code, ok := gvisor.Main(os.Args); ok {
 		os.Exit(code)
 	}
+	if code, ok := sandboxtest.GuestMain(os.Args); ok {
+		os.Exit(code)
+	}
 	os.Exit(m.Run())
 }
 
@@ -40,8 +45,24 @@ func TestMain(m *testing.M) {
 type bed struct {
 	st            *store.Store
 	box           sandbox.Sandbox
-	base          tree.Tree
+	base, tools   tree.Tree
+	secrets       secrets
+	agent         remote.SSH
+	output        string // of the last solve
+	warnings      string
 	starts, steps atomic.Int32
+}
+
+// secrets are values by id.
+type secrets map[string]string
+
+// Secret implements remote.Secrets.
+func (s secrets) Secret(_ context.Context, id string) ([]byte, error) {
+	v, ok := s[id]
+	if !ok {
+		return nil, fs.ErrNotExist
+	}
+	return []byte(v), nil
 }
 
 func newBed(t *testing.T) *bed {
@@ -50,12 +71,17 @@ func newBed(t *testing.T) *bed {
 	if err != nil {
 		t.Fatal(err)
 	}
-	base, err := layer.Open(sandboxtest.BaseLayer(t))
+	return &bed{st: st, box: gvisor.New(gvisor.Options{}), base: openLayer(t, sandboxtest.BaseLayer(t)), tools: openLayer(t, sandboxtest.ToolLayer(t))}
+}
+
+func openLayer(t *testing.T, path string) tree.Tree {
+	t.Helper()
+	l, err := layer.Open(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { base.Close() })
-	return &bed{st: st, box: gvisor.New(gvisor.Options{}), base: base}
+	t.Cleanup(func() { l.Close() })
+	return l
 }
 
 // Name implements sandbox.Sandbox.
@@ -79,13 +105,31 @@ func (c counted) Run(ctx context.Context, p sandbox.Process, output, changes io.
 	return c.Session.Run(ctx, p, output, changes)
 }
 
-// text is a sink of what steps print.
+// text is a sink of what steps print, and of warnings.
 type text struct {
-	b bytes.Buffer
+	b, warnings bytes.Buffer
 }
 
 // Send implements progress.Sink.
-func (s *text) Send(e progress.Event) { s.b.Write(e.Data) }
+func (s *text) Send(e progress.Event) {
+	s.b.Write(e.Data)
+	if e.Kind == progress.Warning {
+		s.warnings.WriteString(e.Text + "\n")
+	}
+}
+
+func (b *bed) config(files map[string]memtree.File, out *text) engine.Config {
+	c := engine.Config{
+		Store: b.st, Cache: cache.NewLocal(b.st),
+		Sandbox:  b,
+		Contexts: source.Trees{"base": b.base, "tools": b.tools, "context": memtree.New(files)},
+		Secrets:  b.secrets, SSH: b.agent,
+	}
+	if out != nil {
+		c.Progress = progress.NewRecorder(out)
+	}
+	return c
+}
 
 // solve returns the result as a tree, and how many steps and sessions it took.
 func (b *bed) solve(t *testing.T, files map[string]memtree.File, g *engine.Graph) (result tree.Tree, steps, starts int32, err error) {
@@ -93,15 +137,12 @@ func (b *bed) solve(t *testing.T, files map[string]memtree.File, g *engine.Graph
 	b.starts.Store(0)
 	b.steps.Store(0)
 	var out text
-	solver := engine.New(engine.Config{
-		Store: b.st, Cache: cache.NewLocal(b.st), Progress: progress.NewRecorder(&out),
-		Sandbox:  b,
-		Contexts: source.Trees{"base": b.base, "context": memtree.New(files)},
-	})
+	solver := engine.New(b.config(files, &out))
 	defer solver.Close()
 	res, err := solver.Solve(t.Context(), g, nil)
 	ls := res.Layers
-	t.Logf("%s", out.b.String())
+	b.output, b.warnings = out.b.String(), out.warnings.String()
+	t.Logf("%s%s", b.output, b.warnings)
 	var ts []tree.Tree
 	for _, l := range ls {
 		r, err := layer.Open(b.st.LayerPath(l.DiffID))
@@ -228,8 +269,8 @@ func TestMountFieldsInKey(t *testing.T) {
 		{Dest: "/n", Input: 1, Source: "used"},
 		{Dest: "/m", Input: 1, Source: "."},
 		{Dest: "/m", Input: 1, Source: "used", Writable: true},
-		{Dest: "/m", Tmpfs: true, Source: ".", Writable: true},
-		{Dest: "/m", Tmpfs: true, Source: ".", Writable: true, Size: 1 << 20},
+		{Dest: "/m", Tmpfs: &engine.TmpfsMount{}, Writable: true},
+		{Dest: "/m", Tmpfs: &engine.TmpfsMount{Size: 1 << 20}, Writable: true},
 		{Dest: "/m", Input: 0, Source: "bin"},
 	} {
 		for again := range int32(2) {

@@ -48,7 +48,7 @@ func (r *run) remote(ctx context.Context, s *state) ([]image.Layer, error) {
 	}
 	c := fileop.New(nil, fileop.Options{})
 	defer c.Close()
-	if err := c.Copy(ctx, t, contextRoot()); err != nil {
+	if err := c.Copy(ctx, t, everything()); err != nil {
 		return nil, err
 	}
 	l, err := image.Commit(ctx, r.Store, image.CommitOptions{}, func(w io.Writer) error { return c.WriteTar(ctx, w) })

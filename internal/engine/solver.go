@@ -28,7 +28,7 @@ type Images interface {
 	image.Fetcher
 }
 
-// Config is what the engine works with. All fields but the last four are needed.
+// Config is what the engine works with. All fields but the last six are needed.
 type Config struct {
 	Store    *store.Store
 	Cache    cache.Index
@@ -36,7 +36,10 @@ type Config struct {
 	Sandbox  sandbox.Sandbox
 	Contexts source.Contexts
 
-	// Remotes is what URLs and git repositories are fetched with.
+	// Secrets and SSH serve steps and sources that ask for them; nil: there are none.
+	Secrets remote.Secrets
+	SSH     remote.SSH
+	// Remotes is what URLs and git repositories are fetched with, besides Secrets and SSH.
 	Remotes remote.Env
 	// ResolvConf is shown to RUN steps as /etc/resolv.conf.
 	ResolvConf []byte
@@ -44,6 +47,9 @@ type Config struct {
 	// Parallel bounds the RUN steps that run at the same time; 0: as many as there are CPUs, two at least.
 	Parallel int
 }
+
+// MaxSecret bounds the value of a secret, in bytes, as BuildKit does.
+const MaxSecret = 500 << 10
 
 // Solver computes the graphs of one build. What one Solve has opened or done is there
 // for the others, which may run at the same time. It must be closed.
@@ -63,6 +69,7 @@ func New(c Config) *Solver {
 	if c.Parallel == 0 {
 		c.Parallel = max(2, runtime.NumCPU())
 	}
+	c.Remotes.Secrets, c.Remotes.SSH = c.Secrets, c.SSH
 	return &Solver{
 		Config: c, slots: semaphore.NewWeighted(int64(c.Parallel)), flights: newFlights(),
 		contexts: map[string]tree.Tree{}, readers: map[digest.Digest]*layer.Reader{}, bound: map[bound]image.Layer{},
@@ -95,7 +102,7 @@ func (s *Solver) Layers(ctx context.Context, res Result) ([]image.Layer, error) 
 	if res.context == nil {
 		return res.Layers, nil
 	}
-	l, err := s.contextLayer(ctx, res, contextRoot())
+	l, err := s.contextLayer(ctx, res, everything())
 	if err != nil {
 		return nil, err
 	}

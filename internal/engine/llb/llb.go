@@ -70,11 +70,18 @@ type decoder struct {
 }
 
 func (d *decoder) input(in *pb.Input) (engine.Input, error) {
-	if in.Index != 0 {
-		return engine.Input{}, errors.New("decode build graph: operations with several results are not supported")
-	}
 	op, err := d.op(in.Digest)
-	return engine.Input{Op: op}, err
+	if err != nil {
+		return engine.Input{}, err
+	}
+	results := 1
+	if x, ok := op.Do.(*engine.Exec); ok {
+		results = x.NumResults()
+	}
+	if in.Index < 0 || in.Index >= int64(results) {
+		return engine.Input{}, fmt.Errorf("decode build graph: result %d of an operation that has %d", in.Index, results)
+	}
+	return engine.Input{Op: op, Index: int(in.Index)}, nil
 }
 
 // op decodes an operation after its inputs. They cannot be a cycle: each names its
@@ -107,7 +114,12 @@ func (d *decoder) op(dgst string) (*engine.Op, error) {
 		op.Inputs = append(op.Inputs, i)
 	}
 	var err error
-	if op.Do, err = d.operation(raw, op); err != nil {
+	if d.def.Metadata[dgst].GetLinuxResources() != nil {
+		err = errors.New("limits of memory and CPU for a step are not supported: steps have no control group of their own")
+	} else {
+		op.Do, err = d.operation(raw, op)
+	}
+	if err != nil {
 		return nil, &diag.Error{Err: err, At: op.At, Code: diag.ExitDockerfile}
 	}
 	d.ops[dgst] = op

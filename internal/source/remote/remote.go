@@ -52,13 +52,16 @@ type Env struct {
 	Limits layer.Limits
 }
 
-// Secrets gives the values of secrets by their ID, or fs.ErrNotExist.
+// Secrets knows the values of secrets.
 type Secrets interface {
+	// Secret returns the value, or an error that is fs.ErrNotExist if there is none of that ID.
 	Secret(ctx context.Context, id string) ([]byte, error)
 }
 
-// SSH connects to ssh agents by their ID, or gives fs.ErrNotExist.
+// SSH knows ssh agents.
 type SSH interface {
+	// DialAgent connects to the agent of an ID ("default" if nobody named one), or returns
+	// an error that is fs.ErrNotExist if there is none. Connections should have CloseWrite.
 	DialAgent(ctx context.Context, id string) (net.Conn, error)
 }
 
