@@ -42,13 +42,15 @@ Whoever can connect can build, and use what a build can reach: by default that i
 docs/buildkit-api.md says what is supported and what is refused.`,
 		Example: `  kiln buildkitd --addr unix:///tmp/buildkitd.sock &
   buildctl --addr unix:///tmp/buildkitd.sock build --frontend dockerfile.v0 \
-    --local context=. --local dockerfile=. --output type=image,name=registry.example/app,push=true
+    --local context=. --local dockerfile=. \
+    --output type=image,name=registry.example/app,push=true
 
   docker buildx create --name kiln --driver remote unix:///tmp/buildkitd.sock
   docker buildx build --builder kiln -t registry.example/app --push .
 
   # For other machines: clients need a certificate of the CA
-  kiln buildkitd --addr tcp://0.0.0.0:1234 --tlscert server.pem --tlskey server-key.pem --tlscacert ca.pem`,
+  kiln buildkitd --addr tcp://0.0.0.0:1234 \
+    --tlscert server.pem --tlskey server-key.pem --tlscacert ca.pem`,
 		Args: nargs(0, 0),
 	}
 	fl := cmd.Flags()
