@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"path"
 	"reflect"
 	"runtime"
 	"slices"
@@ -86,7 +85,7 @@ func process(fsys tree.Tree, x *Exec) (sandbox.Process, error) {
 	env = setDefault(env, "PATH", defaultPath)
 	env = setDefault(env, "HOME", u.Home)
 	return sandbox.Process{
-		Args: x.Args, Env: env, Cwd: path.Join("/", x.Cwd),
+		Args: x.Args, Env: env, Cwd: x.Cwd,
 		User: sandbox.User{UID: u.UID, GID: u.GID, Groups: u.Groups},
 	}, nil
 }
