@@ -39,7 +39,8 @@ func TestUnprivilegedReallyIs(t *testing.T) {
 }
 
 // TestWorkloads builds and pushes W1 to W7, builds each again unchanged, which
-// must execute and upload nothing, and reads every pushed layer back.
+// must execute and upload nothing, reads every pushed layer back, and compares
+// with buildah's image.
 func TestWorkloads(t *testing.T) {
 	guard(t)
 	for _, w := range workloads.All() {
@@ -65,6 +66,7 @@ func TestWorkloads(t *testing.T) {
 			for _, p := range r.ProblemsB {
 				t.Error(p)
 			}
+			secondOpinion(t, bed, w, dir, first)
 			ref, out := bed.Build(t, dir, w.Name)
 			second, err := compare.Open(ref)
 			if err != nil {
