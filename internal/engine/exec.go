@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"path"
 	"reflect"
 	"runtime"
 	"slices"
@@ -134,7 +133,7 @@ func process(fsys tree.Tree, x *Exec, secrets []string) (sandbox.Process, error)
 	env = append(env, secrets...)
 	env = setDefault(env, "HOME", u.Home)
 	p := sandbox.Process{
-		Args: x.Args, Env: env, Cwd: path.Join("/", x.Cwd), Success: x.Success,
+		Args: x.Args, Env: env, Cwd: x.Cwd, Success: x.Success,
 		User: sandbox.User{UID: u.UID, GID: u.GID, Groups: u.Groups},
 	}
 	for _, l := range x.Ulimits {

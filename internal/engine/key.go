@@ -15,7 +15,7 @@ import (
 // Versions of what the operations do: raised when the same fields and inputs
 // would give another result than before.
 const (
-	execVersion  = 1
+	execVersion  = 2
 	fileVersion  = 1
 	mergeVersion = 1
 	diffVersion  = 1

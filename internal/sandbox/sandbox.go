@@ -126,7 +126,7 @@ type Socket struct {
 type Process struct {
 	Args []string // Args[0] is looked up in Env's PATH unless it has a slash
 	Env  []string // K=V; all of the environment
-	Cwd  string   // absolute; made, as WORKDIR does, if missing
+	Cwd  string   // made, as WORKDIR does, if missing; .. in it is the kernel's
 	User User
 	// Success are the exit statuses that count as success; empty: 0 alone.
 	Success []int

@@ -86,7 +86,7 @@ func (g *guest) execute(fs *rootfs, p wire.Process, conn *wire.Conn) (wire.Resul
 	if err := limit(args.Limits, p.Limits); err != nil {
 		return wire.Result{}, err
 	}
-	args.Argv, args.Envv, args.WorkingDirectory = wire.Strings(p.Args), wire.Strings(p.Env), path.Clean("/"+string(p.Cwd))
+	args.Argv, args.Envv, args.WorkingDirectory = wire.Strings(p.Args), wire.Strings(p.Env), "/"+strings.TrimLeft(string(p.Cwd), "/")
 	args.Credentials = g.credentials(p)
 	if args.MountNamespace, err = g.namespace(args.NewContext(g.kernel), fs); err != nil {
 		return wire.Result{}, err
@@ -183,10 +183,15 @@ func (g *guest) credentials(p wire.Process) *auth.Credentials {
 	return auth.NewUserCredentials(auth.KUID(p.UID), auth.KGID(p.GID), groups, caps, g.kernel.RootUserNamespace())
 }
 
-// makeCwd makes what is missing of the working directory, root's as BuildKit does.
+// makeCwd makes what is missing of the working directory, root's as BuildKit
+// does. The path is not cleaned: /a/b/.. makes b as well, and leads elsewhere
+// than /a if b is a link.
 func (g *guest) makeCwd(root vfs.VirtualDentry, cwd string) error {
 	made := ""
-	for _, name := range strings.Split(strings.TrimPrefix(cwd, "/"), "/") {
+	for name := range strings.SplitSeq(cwd, "/") {
+		if name == "" {
+			continue
+		}
 		made += "/" + name
 		_, err := g.stat(follow(root, made))
 		if isMissing(err) {
