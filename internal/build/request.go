@@ -4,7 +4,10 @@
 package build
 
 import (
+	"encoding/base64"
+	"encoding/json"
 	"io"
+	"strings"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -40,13 +43,16 @@ type Request struct {
 	// Contexts are --build-context: name → directory, docker-image://REF or oci-layout://PATH[:TAG][@DIGEST].
 	Contexts map[string]string
 	NoCache  bool
-	Pull     bool // ask the registry though the local store has the image
-	Network  string
-	AddHosts []string
-	Timeout  time.Duration // of the whole build; 0: none
+	// NoCacheFilter are stages whose steps are run though their results are known.
+	NoCacheFilter []string
+	Pull          bool // ask the registry though the local store has the image
+	Network       string
+	AddHosts      []string
+	Timeout       time.Duration // of the whole build; 0: none
 
-	Outputs     []export.Spec // none: the local store
-	Compression layer.Compression
+	Outputs     []export.Spec      // none: the local store
+	Compression layer.Compression  // of new layers, where an output does not say
+	Annotations export.Annotations // of all outputs that are an image
 }
 
 // Env is what a build works with.
@@ -62,7 +68,8 @@ type Env struct {
 // Result is what was built.
 type Result struct {
 	// ID is the digest of the image's config, for one platform; Digest that
-	// of the manifest, or of the index for several.
+	// of the manifest, or of the index for several. If outputs differ in what the
+	// image is to be like, these are of the first. Empty: files alone.
 	ID     digest.Digest
 	Digest digest.Digest
 	// Descriptor of what Digest names.
@@ -70,4 +77,24 @@ type Result struct {
 	// Tags it was given, and Pushed the references that a registry has now.
 	Tags   []string
 	Pushed []string
+}
+
+// Metadata says of the result what BuildKit's exporters do, by their names.
+func (r *Result) Metadata() (map[string]string, error) {
+	m := map[string]string{}
+	if r.Digest != "" {
+		d, err := json.Marshal(r.Descriptor)
+		if err != nil {
+			return nil, err
+		}
+		m["containerimage.digest"] = r.Digest.String()
+		m["containerimage.descriptor"] = base64.StdEncoding.EncodeToString(d)
+		if r.ID != r.Digest { // an index has no config
+			m["containerimage.config.digest"] = r.ID.String()
+		}
+	}
+	if len(r.Tags) > 0 {
+		m["image.name"] = strings.Join(r.Tags, ",")
+	}
+	return m, nil
 }

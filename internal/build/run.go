@@ -4,9 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strconv"
 	"strings"
-	"time"
 
 	"github.com/kiln-build/kiln/internal/diag"
 	"github.com/kiln-build/kiln/internal/engine/llb"
@@ -44,13 +42,8 @@ func run(ctx context.Context, env Env, req Request) (*Result, error) {
 
 // exports is what a request says of outputs.
 func exports(req Request) (Export, error) {
-	x := Export{Compression: req.Compression}
-	var err error
-	if x.Outputs, err = outputs(req); err != nil {
-		return x, err
-	}
-	x.Epoch, err = epoch(req)
-	return x, err
+	outs, err := outputs(req)
+	return Export{Outputs: outs, Compression: req.Compression}, err
 }
 
 // withPlan opens the build that a request asks for, and calls f with it.
@@ -120,19 +113,4 @@ func Plan(ctx context.Context, env Env, req Request) (string, error) {
 		return nil
 	})
 	return s.String(), err
-}
-
-// epoch is the build arg SOURCE_DATE_EPOCH: the image says of nothing in it
-// that it is younger.
-func epoch(req Request) (*time.Time, error) {
-	s := req.BuildArgs["SOURCE_DATE_EPOCH"]
-	if s == "" {
-		return nil, nil
-	}
-	n, err := strconv.ParseInt(s, 10, 64)
-	if err != nil {
-		return nil, diag.New(diag.ExitUsage, "build arg SOURCE_DATE_EPOCH=%q is not a number of seconds", s)
-	}
-	t := time.Unix(n, 0).UTC()
-	return &t, nil
 }
