@@ -7,9 +7,11 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
+	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -97,4 +99,20 @@ func (r *Result) Metadata() (map[string]string, error) {
 		m["image.name"] = strings.Join(r.Tags, ",")
 	}
 	return m, nil
+}
+
+// InsecureHosts are the registries, HOST[:PORT], that outputs say may be spoken to by
+// plain HTTP. What is no name of an image is left for Run to refuse.
+func (r *Request) InsecureHosts() (hosts []string) {
+	for _, o := range r.Outputs {
+		if !o.Insecure {
+			continue
+		}
+		for _, n := range slices.Concat(r.Tags, o.Names) {
+			if named, err := reference.ParseNormalizedNamed(n); err == nil {
+				hosts = append(hosts, reference.Domain(named))
+			}
+		}
+	}
+	return hosts
 }
