@@ -47,7 +47,7 @@ func openContexts(ctx context.Context, env Env, req Request) (*contexts, error) 
 	c.trees = source.Trees{}
 	c.input = frontend.Input{
 		BuildArgs: req.BuildArgs, Labels: req.Labels, Target: req.Target, Attrs: req.Attrs,
-		Platforms: req.Platforms, NoCache: req.NoCache, Network: req.Network, AddHosts: req.AddHosts,
+		Platforms: req.Platforms, NoCache: req.NoCache, NoCacheFilter: req.NoCacheFilter, Network: req.Network, AddHosts: req.AddHosts,
 		NamedContexts: map[string]string{}, Contexts: c.trees,
 	}
 	open := c.open

@@ -7,212 +7,253 @@ import (
 	"fmt"
 	"io"
 	"slices"
-	"strings"
-	"sync"
 	"time"
 
-	"github.com/containerd/platforms"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/semaphore"
 
 	"github.com/kiln-build/kiln/internal/export"
 	"github.com/kiln-build/kiln/internal/frontend"
 	"github.com/kiln-build/kiln/internal/image"
 	"github.com/kiln-build/kiln/internal/layer"
+	"github.com/kiln-build/kiln/internal/tree"
 )
 
 // Export says what becomes of a plan.
 type Export struct {
 	Outputs     []Output
-	Compression layer.Compression // of new layers; empty: gzip
-	// Epoch is SOURCE_DATE_EPOCH: the image says of nothing in it that it is younger. Nil: none.
-	Epoch *time.Time
+	Compression layer.Compression // of new layers, where an output does not say; empty: gzip
 }
 
 // exporting is a plan on its way to its outputs.
 type exporting struct {
 	*Build
 	Export
-	opening sync.Once
-	pushes  []*export.Push
-	openErr error
-	index   []byte // for several platforms
+	variants []*variant
+	packing  *semaphore.Weighted // compression uses all CPUs: one layer at a time
+}
+
+// files is the root file system that was built for a platform.
+type files struct {
+	platform ocispec.Platform
+	epoch    *time.Time // SOURCE_DATE_EPOCH
+	layers   []image.Layer
 }
 
 // Export computes a plan and writes the result to all outputs. If it fails, no tag was given.
 func (b *Build) Export(ctx context.Context, plan *frontend.Plan, x Export) (*Result, error) {
-	x.Compression = cmp.Or(x.Compression, layer.Gzip)
-	e := &exporting{Build: b, Export: x}
-	var built []*image.Image
+	x.Outputs = slices.Clone(x.Outputs)
+	var ps []ocispec.Platform
 	for _, p := range plan.Platforms {
-		img, err := e.platform(ctx, p)
+		ps = append(ps, p.Platform)
+	}
+	for i := range x.Outputs {
+		o := &x.Outputs[i]
+		if o.NeedsImage() {
+			o.Compression = cmp.Or(o.Compression, x.Compression, layer.Gzip)
+		}
+		if err := o.check(ps, plan.Multi); err != nil {
+			return nil, err
+		}
+	}
+	e := &exporting{Build: b, Export: x, variants: variants(x.Outputs), packing: semaphore.NewWeighted(1)}
+	var built []files
+	for _, p := range plan.Platforms {
+		f, err := e.platform(ctx, p)
 		if err != nil {
 			return nil, err
 		}
-		built = append(built, img)
+		built = append(built, f)
 	}
-	return e.export(ctx, built)
+	return e.export(ctx, built, plan.Multi)
 }
 
-// platform builds one platform's image. Without need for more, it has layers alone.
-func (e *exporting) platform(ctx context.Context, p frontend.PlatformPlan) (*image.Image, error) {
+// platform builds for one platform: the root file system, and of it each variant's image.
+func (e *exporting) platform(ctx context.Context, p frontend.PlatformPlan) (files, error) {
+	built := files{platform: p.Platform, epoch: p.Epoch}
 	ctx, cancel := context.WithCancelCause(ctx)
-	up := newUploads(e, cancel)
-	defer up.wait()
+	var ups []*uploads
+	for _, v := range e.variants {
+		up := newUploads(e, v, p.Epoch, cancel)
+		defer up.wait()
+		ups = append(ups, up)
+	}
 	defer cancel(nil)
-	res, err := e.solve(ctx, p.Definition, func(ls []image.Layer) { up.begin(ctx, ls) })
-	if err != nil {
-		return nil, err
-	}
-	layers, err := e.solver.Layers(ctx, res)
-	if err != nil {
-		return nil, err
-	}
-	if !e.needsImage() {
-		platform := p.Platform
-		return &image.Image{Layers: layers, Manifest: ocispec.Descriptor{Platform: &platform}}, nil
-	}
-	up.begin(ctx, layers)
-	if layers, err = up.finish(); err != nil {
-		return nil, err
-	}
-	opt := image.AssembleOptions{Config: p.Config, BaseConfig: p.BaseConfig, Epoch: e.Epoch}
-	for _, l := range layers {
-		n := image.NewLayer{Layer: l}
-		if !l.Created.IsZero() {
-			n.Created = &l.Created
+	begin := func(ls []image.Layer) {
+		for _, up := range ups {
+			up.begin(ctx, ls)
 		}
-		opt.Layers = append(opt.Layers, n)
 	}
-	img, err := image.Assemble(opt)
+	res, err := e.solve(ctx, p.Definition, begin)
 	if err != nil {
-		return nil, err
+		return built, err
 	}
-	platform := p.Platform
-	img.Manifest.Platform = &platform
-	return img, nil
+	if built.layers, err = e.solver.Layers(ctx, res); err != nil {
+		return built, err
+	}
+	begin(built.layers)
+	for i, v := range e.variants {
+		layers, err := ups[i].finish()
+		if err != nil {
+			return built, err
+		}
+		img, err := v.assemble(p, layers)
+		if err != nil {
+			return built, err
+		}
+		v.built = append(v.built, img)
+	}
+	return built, nil
 }
 
 // export writes the finished images to all outputs: files first, then what
 // registries have without a name, then names. So a failing output leaves no tag.
-func (e *exporting) export(ctx context.Context, built []*image.Image) (*Result, error) {
-	all := func(export.Spec) bool { return true }
-	res := &Result{Tags: e.names(all)}
-	if e.needsImage() {
-		if err := e.describe(res, built); err != nil {
+func (e *exporting) export(ctx context.Context, built []files, index bool) (*Result, error) {
+	res := &Result{}
+	for _, v := range e.variants {
+		if err := v.describe(index); err != nil {
 			return nil, err
 		}
+		res.add(v)
 	}
-	for _, o := range e.Outputs {
-		if o.ToRegistry() || o.ToStore() {
-			continue
-		}
-		if err := e.output(ctx, o, res, built); err != nil {
-			return nil, fmt.Errorf("output %s: %w", o, err)
-		}
-	}
-	if err := e.push(ctx, res, built); err != nil {
+	if err := e.write(ctx, built); err != nil {
 		return nil, err
 	}
-	if slices.ContainsFunc(e.Outputs, func(o Output) bool { return o.ToStore() }) {
-		if err := e.describeInStore(built); err != nil {
+	if err := e.push(ctx, res); err != nil {
+		return nil, err
+	}
+	for _, v := range e.variants {
+		names, stored := v.storeNames()
+		if !stored {
+			continue
+		}
+		if err := e.describeInStore(v); err != nil {
 			return nil, err
 		}
-		return res, image.Tag(e.Store, res.Descriptor, e.names(export.Spec.ToStore)...)
+		if err := image.Tag(e.Store, v.desc, names...); err != nil {
+			return nil, err
+		}
 	}
 	return res, nil
 }
 
-// push sends what the layers' uploads have left to be sent.
-func (e *exporting) push(ctx context.Context, res *Result, built []*image.Image) error {
-	ps, err := e.openPushes(ctx)
-	if err != nil {
-		return err
-	}
-	for _, p := range ps {
-		if err := p.Manifests(ctx, built, e.index != nil); err != nil {
-			return err
+// add says what the result is called: as its first variant is, with the names of all.
+func (r *Result) add(v *variant) {
+	for _, n := range v.names(func(export.Spec) bool { return true }) {
+		if !slices.Contains(r.Tags, n) {
+			r.Tags = append(r.Tags, n)
 		}
 	}
-	// Tags only now: a registry that refuses leaves none behind in another.
-	for _, p := range ps {
-		if err := p.Tag(ctx, res.Descriptor, e.top(built)); err != nil {
-			return err
+	if r.Digest != "" {
+		return
+	}
+	r.Descriptor, r.Digest, r.ID = v.desc, v.desc.Digest, v.desc.Digest
+	if v.index == nil {
+		r.ID = v.built[0].ID()
+	}
+}
+
+// write writes archives, layouts and files.
+func (e *exporting) write(ctx context.Context, built []files) error {
+	for _, v := range e.variants {
+		for _, o := range v.outputs {
+			if o.Type == export.OCI || o.Type == export.Docker && !o.ToStore() {
+				if err := e.output(o, func() error { return e.writeImage(ctx, o, v) }); err != nil {
+					return err
+				}
+			}
 		}
-		res.Pushed = append(res.Pushed, p.Refs...)
+	}
+	for _, o := range e.Outputs {
+		if o.Files() {
+			if err := e.output(o, func() error { return e.writeFiles(ctx, o, built) }); err != nil {
+				return err
+			}
+		}
 	}
 	return nil
 }
 
-// describe fills in what the result is called: one manifest, or an index of several.
-func (e *exporting) describe(res *Result, built []*image.Image) (err error) {
-	if len(built) == 1 {
-		res.ID, res.Descriptor = built[0].ID(), built[0].Manifest
-		res.Digest = res.Descriptor.Digest
-		return nil
-	}
-	var opt image.IndexOptions
-	for _, b := range built {
-		opt.Manifests = append(opt.Manifests, b.Manifest)
-	}
-	e.index, res.Descriptor, err = image.AssembleIndex(opt)
-	res.Digest, res.ID = res.Descriptor.Digest, res.Descriptor.Digest
-	return err
-}
-
-// top is the document that a tag names.
-func (e *exporting) top(built []*image.Image) []byte {
-	if e.index != nil {
-		return e.index
-	}
-	return built[0].RawManifest
-}
-
-func (e *exporting) output(ctx context.Context, o Output, res *Result, built []*image.Image) error {
+// output is the step that writing one output is.
+func (e *exporting) output(o Output, write func() error) error {
 	step := e.Progress.Step("exporting to "+string(o.Type), "")
 	step.Start()
-	var err error
-	if o.NeedsImage() {
-		err = e.writeImage(ctx, o, res, built)
-	} else {
-		err = e.writeFiles(ctx, o, res, built)
-	}
+	err := write()
 	step.Done(err)
-	return err
+	if err != nil {
+		return fmt.Errorf("output %s: %w", o, err)
+	}
+	return nil
+}
+
+// push sends what the layers' uploads have left to be sent.
+func (e *exporting) push(ctx context.Context, res *Result) error {
+	for _, v := range e.variants {
+		ps, err := e.openPushes(ctx, v)
+		if err != nil {
+			return err
+		}
+		for _, p := range ps {
+			if err := p.Manifests(ctx, v.built, v.index != nil); err != nil {
+				return err
+			}
+		}
+	}
+	// Tags only now: a registry that refuses leaves none behind in another.
+	for _, v := range e.variants {
+		for _, p := range v.pushes {
+			refs, err := p.Tag(ctx, v.desc, v.top())
+			if err != nil {
+				return err
+			}
+			res.Pushed = append(res.Pushed, refs...)
+		}
+	}
+	return nil
 }
 
 // writeImage writes an archive or layout.
-func (e *exporting) writeImage(ctx context.Context, o Output, res *Result, built []*image.Image) error {
-	if err := e.describeInStore(built); err != nil {
+func (e *exporting) writeImage(ctx context.Context, o Output, v *variant) error {
+	if err := e.describeInStore(v); err != nil {
 		return err
 	}
-	images := []image.ToSave{{Descriptor: res.Descriptor, Refs: o.Names}}
-	opt := image.SaveOptions{Docker: o.Type == export.Docker, Fetcher: e.images, Platform: *built[0].Manifest.Platform}
+	images := []image.ToSave{{Descriptor: v.desc, Refs: o.Names}}
+	opt := image.SaveOptions{Docker: o.Type == export.Docker, Fetcher: e.images, Platform: *v.built[0].Manifest.Platform}
 	if o.Dir {
 		return image.SaveLayout(ctx, e.Store, o.Dest, images, opt)
 	}
-	return e.toFile(ctx, o, res, func(w io.Writer) error { return image.Save(ctx, e.Store, w, images, opt) })
+	said := &Result{}
+	said.add(v)
+	return e.toFile(ctx, o, said, func(w io.Writer) error { return image.Save(ctx, e.Store, w, images, opt) })
 }
 
-// writeFiles writes the root file system, those of several platforms into a directory each.
-func (e *exporting) writeFiles(ctx context.Context, o Output, res *Result, built []*image.Image) error {
-	var dirs []export.Dir
+// writeFiles writes root file systems.
+func (e *exporting) writeFiles(ctx context.Context, o Output, built []files) error {
+	var ts []export.PlatformTree
+	at := time.Unix(0, 0) // of the directories that tell platforms apart
 	for _, b := range built {
-		t, closeTree, err := export.OpenTree(ctx, e.Store, e.images, b.Layers)
+		t, closeTree, err := export.OpenTree(ctx, e.Store, e.images, b.layers)
 		if err != nil {
 			return err
 		}
 		defer closeTree()
-		name := strings.ReplaceAll(platforms.FormatAll(*b.Manifest.Platform), "/", "_")
-		dirs = append(dirs, export.Dir{Name: name, Tree: export.Clamp(t, e.Epoch)})
+		epoch := b.epoch
+		if o.Epoch != nil {
+			epoch = o.Epoch
+		}
+		if epoch != nil {
+			at = *epoch
+		}
+		ts = append(ts, export.PlatformTree{Platform: b.platform, Tree: export.Clamp(t, epoch)})
 	}
-	t := dirs[0].Tree
-	if len(dirs) > 1 {
-		t = export.Dirs(dirs)
+	t, err := together(o, ts, at)
+	if err != nil {
+		return err
 	}
-	if o.Type == export.Tar {
-		return e.toFile(ctx, o, res, func(w io.Writer) error { return export.WriteTar(ctx, t, w) })
-	}
-	if o.To != nil {
+	switch {
+	case o.Type == export.Tar:
+		return e.toFile(ctx, o, &Result{}, func(w io.Writer) error { return export.WriteTar(ctx, t, w) })
+	case o.To != nil:
 		return o.To.Tree(ctx, t)
 	}
 	skipped, err := export.WriteDir(ctx, t, o.Dest)
@@ -222,9 +263,24 @@ func (e *exporting) writeFiles(ctx context.Context, o Output, res *Result, built
 	return err
 }
 
+// together is one tree of all platforms'.
+func together(o Output, ts []export.PlatformTree, at time.Time) (tree.Tree, error) {
+	split := len(ts) > 1
+	if o.Split != nil {
+		split = *o.Split
+	}
+	switch {
+	case split:
+		return export.SplitPlatforms(ts, at), nil
+	case len(ts) == 1:
+		return ts[0].Tree, nil
+	}
+	return export.MergePlatforms(ts)
+}
+
 // toFile writes an output's one file. One on this machine appears only when it is whole;
-// "-" is standard output.
-func (e *exporting) toFile(ctx context.Context, o Output, res *Result, write func(io.Writer) error) error {
+// "-" is standard output. said is what somebody else is told of the result.
+func (e *exporting) toFile(ctx context.Context, o Output, said *Result, write func(io.Writer) error) error {
 	to := func(w io.Writer) error {
 		b := bufio.NewWriterSize(w, 1<<20)
 		if err := write(b); err != nil {
@@ -234,55 +290,43 @@ func (e *exporting) toFile(ctx context.Context, o Output, res *Result, write fun
 	}
 	switch {
 	case o.To != nil:
-		meta, err := res.Metadata()
-		if err != nil {
-			return err
-		}
-		ctx, cancel := context.WithCancel(ctx)
-		defer cancel()
-		w, err := o.To.File(ctx, meta)
-		if err != nil {
-			return err
-		}
-		if err := to(w); err != nil {
-			cancel() // or what there is would be taken for all of it
-			_ = w.Close()
-			return err
-		}
-		return w.Close()
+		return toSomebody(ctx, o.To, said, to)
 	case o.Dest == "-":
 		return to(e.Stdout)
 	}
 	return export.WriteFile(o.Dest, to)
 }
 
+func toSomebody(ctx context.Context, d Destination, said *Result, write func(io.Writer) error) error {
+	meta, err := said.Metadata()
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	w, err := d.File(ctx, meta)
+	if err != nil {
+		return err
+	}
+	if err := write(w); err != nil {
+		cancel() // or what there is would be taken for all of it
+		_ = w.Close()
+		return err
+	}
+	return w.Close()
+}
+
 // describeInStore stores the images without a name. Layers that came from a
 // registry and were not needed here stay there until they are.
-func (e *exporting) describeInStore(built []*image.Image) error {
-	for _, b := range built {
+func (e *exporting) describeInStore(v *variant) error {
+	for _, b := range v.built {
 		if _, err := image.Keep(e.Store, b); err != nil {
 			return err
 		}
 	}
-	if e.index == nil {
+	if v.index == nil {
 		return nil
 	}
-	_, err := e.Store.PutBlob(e.index)
+	_, err := e.Store.PutBlob(v.index)
 	return err
-}
-
-// names are those that the image gets, of outputs of a kind.
-func (e *exporting) names(kind func(export.Spec) bool) (all []string) {
-	for _, o := range e.Outputs {
-		for _, n := range o.Names {
-			if kind(o.Spec) && !slices.Contains(all, n) {
-				all = append(all, n)
-			}
-		}
-	}
-	return all
-}
-
-func (e *exporting) needsImage() bool {
-	return slices.ContainsFunc(e.Outputs, func(o Output) bool { return o.NeedsImage() })
 }

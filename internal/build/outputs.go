@@ -4,10 +4,16 @@ import (
 	"context"
 	"io"
 	"slices"
+	"strconv"
 	"strings"
+
+	"github.com/containerd/platforms"
+	"github.com/distribution/reference"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/kiln-build/kiln/internal/diag"
 	"github.com/kiln-build/kiln/internal/export"
+	"github.com/kiln-build/kiln/internal/layer"
 	"github.com/kiln-build/kiln/internal/registry"
 	"github.com/kiln-build/kiln/internal/tree"
 )
@@ -38,17 +44,33 @@ func outputs(req Request) ([]Output, error) {
 	if len(specs) == 0 {
 		specs = []export.Spec{{Type: export.Image}}
 	}
+	built := req.Platforms
+	if len(built) == 0 {
+		built = []ocispec.Platform{platforms.DefaultSpec()}
+	}
+	// What is no boolean the front end refuses.
+	multi, _ := strconv.ParseBool(req.BuildArgs["BUILDKIT_MULTI_PLATFORM"])
+	multi = multi || len(built) > 1
 	var out []Output
 	stdout := 0
 	for _, s := range specs {
+		if s.NeedsImage() {
+			s.Annotations = append(slices.Clip(s.Annotations), req.Annotations...)
+			if s.Compression == "" {
+				s.Compression = req.Compression
+			}
+		}
+		if err := byDigest(s, req.Tags); err != nil {
+			return nil, err
+		}
 		o := Output{Spec: s}
 		if o.Names, err = normalise(tags, s.Names); err != nil {
 			return nil, err
 		}
-		switch {
-		case s.ToRegistry() && len(o.Names) == 0:
-			return nil, diag.New(diag.ExitUsage, "nowhere to push to: the image has no name").WithHint("give it one with -t REGISTRY/NAME:TAG")
-		case s.Dest == "-":
+		if err := o.check(built, multi); err != nil {
+			return nil, err
+		}
+		if s.Dest == "-" {
 			stdout++
 		}
 		out = append(out, o)
@@ -57,6 +79,33 @@ func outputs(req Request) ([]Output, error) {
 		return nil, diag.New(diag.ExitUsage, "only one output can go to standard output")
 	}
 	return out, nil
+}
+
+// byDigest refuses tags, as they were given, of what is to be pushed without one.
+func byDigest(s export.Spec, tags []string) error {
+	if !s.ByDigest {
+		return nil
+	}
+	for _, n := range slices.Concat(tags, s.Names) {
+		if named, err := reference.ParseNormalizedNamed(n); err == nil && !reference.IsNameOnly(named) {
+			return diag.New(diag.ExitUsage, "%q has a tag, and push-by-digest=true pushes without one", n)
+		}
+	}
+	return nil
+}
+
+// check refuses what cannot be of an image for the platforms built; multi says
+// that the result is an index.
+func (o *Output) check(built []ocispec.Platform, multi bool) error {
+	switch {
+	case o.ToRegistry() && len(o.Names) == 0:
+		return diag.New(diag.ExitUsage, "nowhere to push to: the image has no name").WithHint("give it one with -t REGISTRY/NAME:TAG")
+	case o.DockerTypes && o.Compression == layer.Zstd:
+		return diag.New(diag.ExitUsage, "compression zstd conflicts with oci-mediatypes=false: docker's media types have no name for it")
+	case o.DockerTypes && len(o.Annotations) > 0:
+		return diag.New(diag.ExitUsage, "annotations conflict with oci-mediatypes=false: docker's manifests have none")
+	}
+	return o.Annotations.Check(built, multi)
 }
 
 // normalise adds names to those that there are, each once.

@@ -7,9 +7,11 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
+	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -43,13 +45,16 @@ type Request struct {
 	// Contexts are --build-context: name → directory, docker-image://REF or oci-layout://PATH[:TAG][@DIGEST].
 	Contexts map[string]string
 	NoCache  bool
-	Pull     bool // ask the registry though the local store has the image
-	Network  string
-	AddHosts []string
-	Timeout  time.Duration // of the whole build; 0: none
+	// NoCacheFilter are stages whose steps are run though their results are known.
+	NoCacheFilter []string
+	Pull          bool // ask the registry though the local store has the image
+	Network       string
+	AddHosts      []string
+	Timeout       time.Duration // of the whole build; 0: none
 
-	Outputs     []export.Spec // none: the local store
-	Compression layer.Compression
+	Outputs     []export.Spec      // none: the local store
+	Compression layer.Compression  // of new layers, where an output does not say
+	Annotations export.Annotations // of all outputs that are an image
 }
 
 // Env is what a build works with.
@@ -65,7 +70,8 @@ type Env struct {
 // Result is what was built.
 type Result struct {
 	// ID is the digest of the image's config, for one platform; Digest that
-	// of the manifest, or of the index for several.
+	// of the manifest, or of the index for several. If outputs differ in what the
+	// image is to be like, these are of the first. Empty: files alone.
 	ID     digest.Digest
 	Digest digest.Digest
 	// Descriptor of what Digest names.
@@ -78,17 +84,35 @@ type Result struct {
 // Metadata says of the result what BuildKit's exporters do, by their names.
 func (r *Result) Metadata() (map[string]string, error) {
 	m := map[string]string{}
-	if r.ID != "" {
+	if r.Digest != "" {
 		d, err := json.Marshal(r.Descriptor)
 		if err != nil {
 			return nil, err
 		}
 		m["containerimage.digest"] = r.Digest.String()
-		m["containerimage.config.digest"] = r.ID.String()
 		m["containerimage.descriptor"] = base64.StdEncoding.EncodeToString(d)
+		if r.ID != r.Digest { // an index has no config
+			m["containerimage.config.digest"] = r.ID.String()
+		}
 	}
 	if len(r.Tags) > 0 {
 		m["image.name"] = strings.Join(r.Tags, ",")
 	}
 	return m, nil
+}
+
+// InsecureHosts are the registries, HOST[:PORT], that outputs say may be spoken to by
+// plain HTTP. What is no name of an image is left for Run to refuse.
+func (r *Request) InsecureHosts() (hosts []string) {
+	for _, o := range r.Outputs {
+		if !o.Insecure {
+			continue
+		}
+		for _, n := range slices.Concat(r.Tags, o.Names) {
+			if named, err := reference.ParseNormalizedNamed(n); err == nil {
+				hosts = append(hosts, reference.Domain(named))
+			}
+		}
+	}
+	return hosts
 }

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/kiln-build/kiln/internal/diag"
 	"github.com/kiln-build/kiln/internal/engine/llb"
@@ -16,45 +15,75 @@ import (
 // Run builds. It either does all that the request asks for, or returns an
 // error and has given no tag to anything.
 func Run(ctx context.Context, env Env, req Request) (*Result, error) {
-	if req.Timeout > 0 {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeoutCause(ctx, req.Timeout,
-			diag.New(diag.ExitTimeout, "the build took longer than --timeout %s", req.Timeout))
-		defer cancel()
+	ctx, cancel := limited(ctx, req)
+	defer cancel()
+	x, err := exports(req) // first: what is wrong with it costs nothing
+	if err != nil {
+		return nil, err
 	}
-	res, err := run(ctx, env, req)
+	env.warn(req)
+	var res *Result
+	err = withPlan(ctx, env, req, func(b *Build, p *frontend.Plan) (err error) {
+		res, err = b.Export(ctx, p, x)
+		return err
+	})
 	if err != nil {
 		return nil, because(ctx, err)
 	}
 	return res, nil
 }
 
-func run(ctx context.Context, env Env, req Request) (*Result, error) {
-	x, err := exports(req) // first: what is wrong with it costs nothing
-	if err != nil {
-		return nil, err
-	}
-	var res *Result
-	err = withPlan(ctx, env, req, func(b *Build, p *frontend.Plan) (err error) {
-		res, err = b.Export(ctx, p, x)
+// Ask asks the front end about the Dockerfile, and builds nothing.
+func Ask(ctx context.Context, env Env, req Request, q frontend.Question) (*frontend.Answer, error) {
+	ctx, cancel := limited(ctx, req)
+	defer cancel()
+	var a *frontend.Answer
+	err := withBuild(ctx, env, req, func(b *Build, in frontend.Input) (err error) {
+		in.Files = b
+		a, err = frontend.Ask(ctx, in, q, b, b.Progress)
 		return err
 	})
-	return res, err
+	if err != nil {
+		return nil, because(ctx, err)
+	}
+	return a, nil
+}
+
+// limited ends when the request's time is over.
+func limited(ctx context.Context, req Request) (context.Context, context.CancelFunc) {
+	if req.Timeout <= 0 {
+		return ctx, func() {}
+	}
+	return context.WithTimeoutCause(ctx, req.Timeout,
+		diag.New(diag.ExitTimeout, "the build took longer than --timeout %s", req.Timeout))
+}
+
+// warn says what is asked for in a way that has no effect here.
+func (e Env) warn(req Request) {
+	if inline, _ := strconv.ParseBool(req.BuildArgs["BUILDKIT_INLINE_CACHE"]); inline {
+		e.Progress.Warn("build argument BUILDKIT_INLINE_CACHE has no effect: no cache is written into the image")
+	}
 }
 
 // exports is what a request says of outputs.
 func exports(req Request) (Export, error) {
-	x := Export{Compression: req.Compression}
-	var err error
-	if x.Outputs, err = outputs(req); err != nil {
-		return x, err
-	}
-	x.Epoch, err = epoch(req)
-	return x, err
+	outs, err := outputs(req)
+	return Export{Outputs: outs, Compression: req.Compression}, err
 }
 
-// withPlan opens the build that a request asks for, and calls f with it.
+// withPlan opens the build that a request asks for, makes its plan, and calls f with both.
 func withPlan(ctx context.Context, env Env, req Request, f func(*Build, *frontend.Plan) error) error {
+	return withBuild(ctx, env, req, func(b *Build, in frontend.Input) error {
+		plan, err := b.plan(ctx, in)
+		if err != nil {
+			return err
+		}
+		return f(b, plan)
+	})
+}
+
+// withBuild opens the build that a request asks for, and calls f with it.
+func withBuild(ctx context.Context, env Env, req Request, f func(*Build, frontend.Input) error) error {
 	c, err := openContexts(ctx, env, req)
 	defer func() {
 		if err := c.closers.close(); err != nil {
@@ -73,11 +102,7 @@ func withPlan(ctx context.Context, env Env, req Request, f func(*Build, *fronten
 			env.Progress.Warn("close: " + err.Error())
 		}
 	}()
-	plan, err := b.plan(ctx, c.input)
-	if err != nil {
-		return err
-	}
-	return f(b, plan)
+	return f(b, c.input)
 }
 
 func (b *Build) plan(ctx context.Context, in frontend.Input) (*frontend.Plan, error) {
@@ -120,19 +145,4 @@ func Plan(ctx context.Context, env Env, req Request) (string, error) {
 		return nil
 	})
 	return s.String(), err
-}
-
-// epoch is the build arg SOURCE_DATE_EPOCH: the image says of nothing in it
-// that it is younger.
-func epoch(req Request) (*time.Time, error) {
-	s := req.BuildArgs["SOURCE_DATE_EPOCH"]
-	if s == "" {
-		return nil, nil
-	}
-	n, err := strconv.ParseInt(s, 10, 64)
-	if err != nil {
-		return nil, diag.New(diag.ExitUsage, "build arg SOURCE_DATE_EPOCH=%q is not a number of seconds", s)
-	}
-	t := time.Unix(n, 0).UTC()
-	return &t, nil
 }

@@ -3,22 +3,22 @@ package build
 import (
 	"context"
 	"sync"
+	"time"
 
 	"github.com/opencontainers/go-digest"
-	"golang.org/x/sync/semaphore"
 
 	"github.com/kiln-build/kiln/internal/export"
 	"github.com/kiln-build/kiln/internal/image"
-	"github.com/kiln-build/kiln/internal/registry"
 )
 
-// uploads compresses the result's layers, and sends them to where they are to
-// go, while later steps still run.
+// uploads compresses the layers of one platform's result for a variant, and sends them
+// to where they are to go, while later steps still run.
 type uploads struct {
-	e       *exporting
-	fail    context.CancelCauseFunc // ends the build: what cannot be sent need not be built
-	wg      sync.WaitGroup
-	packing *semaphore.Weighted // compression uses all CPUs: one layer at a time
+	e     *exporting
+	v     *variant
+	epoch *time.Time              // nothing in new layers is to be younger; nil: times stay
+	fail  context.CancelCauseFunc // ends the build: what cannot be sent need not be built
+	wg    sync.WaitGroup
 
 	mu     sync.Mutex
 	layers []*upload
@@ -32,15 +32,17 @@ type upload struct {
 	err    error
 }
 
-func newUploads(e *exporting, fail context.CancelCauseFunc) *uploads {
-	return &uploads{e: e, fail: fail, packing: semaphore.NewWeighted(1)}
+// newUploads begins nothing yet. epoch is the plan's.
+func newUploads(e *exporting, v *variant, epoch *time.Time, fail context.CancelCauseFunc) *uploads {
+	u := &uploads{e: e, v: v, epoch: v.clampTo(epoch), fail: fail}
+	if v.KeepTimes {
+		u.epoch = nil
+	}
+	return u
 }
 
 // begin starts what is new in layers; calls repeat and extend each other.
 func (u *uploads) begin(ctx context.Context, layers []image.Layer) {
-	if !u.e.needsImage() {
-		return
-	}
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	for i, l := range layers {
@@ -69,7 +71,7 @@ func (u *uploads) send(ctx context.Context, l image.Layer) (image.Layer, error) 
 		return l, err
 	}
 	l = packed
-	ps, err := u.e.openPushes(ctx)
+	ps, err := u.e.openPushes(ctx, u.v)
 	if err != nil {
 		return l, err
 	}
@@ -82,51 +84,42 @@ func (u *uploads) send(ctx context.Context, l image.Layer) (image.Layer, error) 
 }
 
 // pack gives a layer its compressed blob. A layer that some registry has
-// keeps the blob it has there.
+// keeps the blob it has there, unless the compression is insisted on.
 func (u *uploads) pack(ctx context.Context, l image.Layer) (image.Layer, error) {
-	if l.Origin != "" && l.Blob.Digest != "" {
+	if l.Origin != "" && l.Blob.Digest != "" && !u.v.Force {
 		return l, nil
 	}
-	if err := u.packing.Acquire(ctx, 1); err != nil {
+	if err := u.e.packing.Acquire(ctx, 1); err != nil {
 		return l, context.Cause(ctx)
 	}
-	defer u.packing.Release(1)
-	// What a build made has a time of its own; what came with a base image stays as it is.
-	if epoch := u.e.Epoch; epoch != nil && !l.Created.IsZero() {
+	defer u.e.packing.Release(1)
+	if l.Created.IsZero() { // it came with a base image
+		if u.v.Force {
+			return u.repack(ctx, l)
+		}
+		return image.Pack(ctx, u.e.Store, l, u.v.Compression, u.v.Level)
+	}
+	if u.epoch != nil {
 		var err error
-		if l, err = export.ClampLayer(ctx, u.e.Store, u.e.images, l, *epoch); err != nil {
+		if l, err = export.ClampLayer(ctx, u.e.Store, u.e.images, l, *u.epoch); err != nil {
 			return l, err
 		}
 	}
-	return image.Pack(ctx, u.e.Store, l, u.e.Compression, 0)
+	return image.PackNew(ctx, u.e.Store, l, u.v.Compression, u.v.Level)
 }
 
-// openPushes opens one push for each repository that the image goes to, once.
-func (e *exporting) openPushes(ctx context.Context) ([]*export.Push, error) {
-	e.opening.Do(func() { e.pushes, e.openErr = e.openRepositories(ctx) })
-	return e.pushes, e.openErr
-}
-
-func (e *exporting) openRepositories(ctx context.Context) ([]*export.Push, error) {
-	var all []*export.Push
-	byRepo := map[string]*export.Push{}
-	for _, ref := range e.names(export.Spec.ToRegistry) {
-		repo, err := registry.Repository(ref)
-		if err != nil {
-			return nil, err
-		}
-		if p := byRepo[repo]; p != nil {
-			p.Refs = append(p.Refs, ref)
-			continue
-		}
-		p, err := export.OpenPush(ctx, e.Registry, e.Store, e.images, ref, e.Progress)
-		if err != nil {
-			return nil, err
-		}
-		byRepo[repo] = p
-		all = append(all, p)
+// repack gives a base image's layer the compression that is wanted, for which
+// the layer has to be here. Foreign layers stay as they are.
+func (u *uploads) repack(ctx context.Context, l image.Layer) (image.Layer, error) {
+	if image.IsForeign(l.Blob.MediaType) {
+		return l, nil
 	}
-	return all, nil
+	if l.Blob.Digest != "" {
+		if err := image.Fetch(ctx, u.e.Store, l, u.e.images); err != nil {
+			return l, err
+		}
+	}
+	return image.Repack(ctx, u.e.Store, l, u.v.Compression, u.v.Level)
 }
 
 // finish waits for all layers and returns them with their blobs.

@@ -35,11 +35,12 @@ func newBuildkitdCommand(app *App) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "buildkitd [OPTIONS]",
 		Short: "Serve BuildKit's API, for buildctl and docker buildx",
-		Long: `Serve BuildKit's API until it is interrupted, so that buildctl, docker buildx and programs that use
-BuildKit's client build with Kiln, without privilege and without a change to them.
+		Long: `Serve BuildKit's API until it is interrupted, so that buildctl, docker buildx and
+programs that use BuildKit's client build with Kiln, without privilege and without a
+change to them.
 
-Whoever can connect can build, and use what a build can reach: by default that is the user alone.
-docs/buildkit-api.md says what is supported and what is refused.`,
+Whoever can connect can build, and use what a build can reach: by default that is the
+user alone. docs/buildkit-api.md says what is supported and what is refused.`,
 		Example: `  kiln buildkitd --addr unix:///tmp/buildkitd.sock &
   buildctl --addr unix:///tmp/buildkitd.sock build --frontend dockerfile.v0 \
     --local context=. --local dockerfile=. \

@@ -203,15 +203,21 @@ func mklayout(dir, name string) error {
 }
 
 // cmdGet gets a manifest from REGISTRY: get PATH FILE.
-func cmdGet(ts *testscript.TestScript, _ bool, args []string) {
+func cmdGet(ts *testscript.TestScript, neg bool, args []string) {
 	req, err := http.NewRequest(http.MethodGet, "http://"+ts.Getenv("REGISTRY")+args[0], nil)
 	ts.Check(err)
-	req.Header.Set("Accept", string(types.OCIImageIndex))
+	req.Header.Set("Accept", string(types.OCIImageIndex)+", "+string(types.OCIManifestSchema1))
 	resp, err := http.DefaultClient.Do(req)
 	ts.Check(err)
 	defer resp.Body.Close()
 	b, err := io.ReadAll(resp.Body)
 	ts.Check(err)
+	if neg {
+		if resp.StatusCode != http.StatusNotFound {
+			ts.Fatalf("%s, and not 404", resp.Status)
+		}
+		return
+	}
 	if resp.StatusCode != http.StatusOK {
 		ts.Fatalf("%s: %s", resp.Status, b)
 	}

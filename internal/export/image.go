@@ -48,7 +48,8 @@ func OpenTree(ctx context.Context, st *store.Store, f image.Fetcher, layers []im
 
 // Push is a push to one repository.
 type Push struct {
-	Refs []string // in this repository; Tag gives the image all of them
+	Refs     []string // in this repository; Tag gives the image all of them
+	ByDigest bool     // Tag gives it none
 
 	reg     *registry.Client
 	store   *store.Store
@@ -122,18 +123,27 @@ func (p *Push) Manifests(ctx context.Context, built []*image.Image, indexed bool
 	return nil
 }
 
-// Tag gives the image all Refs. It is the last thing of a build.
-func (p *Push) Tag(ctx context.Context, d ocispec.Descriptor, raw []byte) error {
+// Tag gives the image all Refs, and returns by what it can be pulled now. It is
+// the last thing of a build.
+func (p *Push) Tag(ctx context.Context, d ocispec.Descriptor, raw []byte) ([]string, error) {
+	if p.ByDigest {
+		ref := p.repo + "@" + d.Digest.String()
+		step := p.rec.Step("pushing "+ref, "")
+		step.Start()
+		_, err := p.pusher.Manifest(ctx, d.MediaType, raw)
+		step.Done(err)
+		return []string{ref}, err
+	}
 	for _, ref := range p.Refs {
 		step := p.rec.Step("pushing "+ref, "")
 		step.Start()
 		err := p.tag(ctx, ref, d, raw)
 		step.Done(err)
 		if err != nil {
-			return err
+			return nil, err
 		}
 	}
-	return nil
+	return p.Refs, nil
 }
 
 func (p *Push) tag(ctx context.Context, ref string, d ocispec.Descriptor, raw []byte) error {

@@ -136,6 +136,7 @@ func (a *Answer) Broken(name string) error {
 	}
 	if e.At != nil {
 		e.At.File = name
+		e.Err = errors.New(withoutLine(r.Error.Message, e.At))
 	}
 	return e
 }

@@ -44,12 +44,17 @@ func explain(err error, filename string) error {
 		rs := le.Locations[0]
 		e.At = &diag.Location{File: filename, Line: rs[0].Start.Line, EndLine: rs[len(rs)-1].End.Line}
 	}
-	if e.At != nil { // once is enough
-		if text, ok := strings.CutPrefix(err.Error(), fmt.Sprintf("dockerfile parse error on line %d: ", e.At.Line)); ok {
+	if e.At != nil {
+		if text := withoutLine(err.Error(), e.At); text != err.Error() {
 			e.Err = &said{err, text}
 		}
 	}
 	return e
+}
+
+// withoutLine is a message without the line that it begins with: once is enough.
+func withoutLine(message string, at *diag.Location) string {
+	return strings.TrimPrefix(message, fmt.Sprintf("dockerfile parse error on line %d: ", at.Line))
 }
 
 // place is where something is in a Dockerfile; nil if that is not known. The

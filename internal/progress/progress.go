@@ -7,6 +7,7 @@ package progress
 
 import (
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -82,6 +83,7 @@ type Recorder struct {
 	sink  Sink
 	steps int
 	names map[string]int // how often a name was planned
+	found findings
 	now   func() time.Time
 }
 
@@ -97,7 +99,17 @@ func (r *Recorder) send(e Event) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	e.Time = r.now()
+	if e.Kind == Warning {
+		r.found.add(e.Finding)
+	}
 	r.sink.Send(e)
+}
+
+// Findings are all warnings so far, each once.
+func (r *Recorder) Findings() []Finding {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.found.all)
 }
 
 // Note says one line about the build as a whole.

@@ -168,6 +168,9 @@ func (s *translated) done(e Event) *Status {
 	return out
 }
 
+// Warning is the finding in BuildKit's words, of no vertex.
+func (f Finding) Warning() *VertexWarning { return warning("", f) }
+
 func warning(vertex digest.Digest, f Finding) *VertexWarning {
 	w := &VertexWarning{Vertex: vertex, Level: 1, Short: []byte(f.Text), URL: f.URL}
 	for _, d := range f.Detail {

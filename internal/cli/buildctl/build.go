@@ -5,11 +5,9 @@ import (
 	"encoding/csv"
 	"encoding/hex"
 	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/containerd/platforms"
-	"github.com/distribution/reference"
 	"github.com/kiln-build/kiln/internal/build"
 	"github.com/kiln-build/kiln/internal/diag"
 	"github.com/kiln-build/kiln/internal/export"
@@ -28,8 +26,6 @@ type buildFlags struct {
 	NoCache      bool
 	MetadataFile string
 	RefFile      string
-
-	insecure []string // hosts; of the outputs
 }
 
 func newBuildFlags(cmd *cobra.Command) *buildFlags {
@@ -73,14 +69,11 @@ func (f *buildFlags) request(getenv func(string) string) (build.Request, error) 
 		return req, err
 	}
 	for _, o := range f.Outputs {
-		sp, insecure, err := parseOutput(o)
+		sp, err := parseOutput(o)
 		if err != nil {
 			return req, err
 		}
 		req.Outputs = append(req.Outputs, sp)
-		if insecure {
-			f.insecure = append(f.insecure, hosts(sp.Names)...)
-		}
 	}
 	return req, nil
 }
@@ -165,29 +158,20 @@ func pairs(flag string, values []string) (map[string]string, error) {
 	return m, nil
 }
 
-// insecureOption is BuildKit's for a registry without TLS.
-const insecureOption = "registry.insecure"
-
 // parseOutput reads --output: as kiln build does it, but archives go to
-// standard output if they have nowhere else to go, and a registry may be insecure.
-func parseOutput(s string) (sp export.Spec, insecure bool, err error) {
+// standard output if they have nowhere else to go.
+func parseOutput(s string) (sp export.Spec, err error) {
 	fields, err := csv.NewReader(strings.NewReader(s)).Read()
 	if err != nil {
-		return sp, false, diag.New(diag.ExitUsage, "invalid --output %q: %w", s, err)
+		return sp, diag.New(diag.ExitUsage, "invalid --output %q: %w", s, err)
 	}
 	kv, err := pairs("output", fields)
 	if err != nil {
-		return sp, false, err
-	}
-	if v, ok := kv[insecureOption]; ok {
-		if insecure, err = strconv.ParseBool(v); err != nil {
-			return sp, false, diag.New(diag.ExitUsage, "invalid --output %q: %s is true or false", s, insecureOption)
-		}
-		fields = slices.DeleteFunc(fields, func(f string) bool { return strings.HasPrefix(f, insecureOption+"=") })
+		return sp, err
 	}
 	switch kv["type"] {
 	case "":
-		return sp, false, diag.New(diag.ExitUsage, "invalid --output %q: it needs type=TYPE", s)
+		return sp, diag.New(diag.ExitUsage, "invalid --output %q: it needs type=TYPE", s)
 	case "oci", "docker", "tar":
 		if kv["dest"] == "" && kv["tar"] != "false" {
 			fields = append(slices.DeleteFunc(fields, func(f string) bool { return f == "dest=" }), "dest=-")
@@ -197,18 +181,7 @@ func parseOutput(s string) (sp export.Spec, insecure bool, err error) {
 	w := csv.NewWriter(&b)
 	_ = w.Write(fields) // to memory, which does not fail
 	w.Flush()
-	sp, err = export.ParseSpec(strings.TrimSuffix(b.String(), "\n"))
-	return sp, insecure, err
-}
-
-// hosts are the registries of names.
-func hosts(names []string) (out []string) {
-	for _, n := range names {
-		if named, err := reference.ParseNormalizedNamed(n); err == nil {
-			out = append(out, reference.Domain(named))
-		}
-	}
-	return out
+	return export.ParseSpec(strings.TrimSuffix(b.String(), "\n"))
 }
 
 // newRef is a name for a build that no other has.

@@ -42,7 +42,7 @@ func TestPipelineLine(t *testing.T) {
 
 func TestOptions(t *testing.T) {
 	env := map[string]string{"FROM_ENV": "e", "SOURCE_DATE_EPOCH": "5"}
-	req, f, err := parse(t, env,
+	req, _, err := parse(t, env,
 		"-frontend=dockerfile.v0", "--local", "context=a", "-local", "dockerfile=b=c", "--oci-layout", "l=dir",
 		"--opt", "target=x", "--opt", "build-arg:A=1=2", "--opt", "build-arg:FROM_ENV", "--opt", "build-arg:UNSET", "--opt", "label:l=v",
 		"--opt", "platform=linux/amd64,linux/arm64", "--opt", "filename=D.other", "--opt", "context:n=docker-image://x", "--opt", "target=y",
@@ -53,11 +53,11 @@ func TestOptions(t *testing.T) {
 		t.Fatal(err)
 	}
 	got := fmt.Sprint(
-		req.Locals, req.Layouts, req.Attrs, req.BuildArgs, req.Labels, req.Target, len(req.Platforms), req.Pull, req.NoCache, f.insecure, req.Outputs,
+		req.Locals, req.Layouts, req.Attrs, req.BuildArgs, req.Labels, req.Target, len(req.Platforms), req.Pull, req.NoCache, req.InsecureHosts(), req.Outputs,
 	)
 	want := "map[context:a dockerfile:b=c] map[l:dir] map[context:n:docker-image://x filename:D.other] " +
 		"map[A:1=2 FROM_ENV:e SOURCE_DATE_EPOCH:5] map[l:v]y2 true true [h.example:5000 docker.io] " +
-		"[type=image,push=true,name=h.example:5000/a,name=docker.io/b type=oci,dest=- type=tar,dest=f type=oci,dest=d,tar=false]"
+		"[type=image,push=true,registry.insecure=true,name=h.example:5000/a,name=docker.io/b type=oci,dest=- type=tar,dest=f type=oci,dest=d,tar=false]"
 	if got != want {
 		t.Errorf("got\n%s\nwant\n%s", got, want)
 	}

@@ -48,7 +48,7 @@ func run(ctx context.Context, c *console.Console, f *buildFlags) error {
 	if err != nil {
 		return err
 	}
-	env, err := c.Env("", f.insecure)
+	env, err := c.Env("", req.InsecureHosts())
 	if err != nil {
 		return err
 	}
@@ -66,7 +66,7 @@ func run(ctx context.Context, c *console.Console, f *buildFlags) error {
 		return err
 	}
 	if f.MetadataFile != "" {
-		return console.WriteMetadata(f.MetadataFile, res)
+		return console.WriteMetadata(f.MetadataFile, res, nil)
 	}
 	return nil
 }

@@ -5,13 +5,12 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"strings"
 
 	"github.com/kiln-build/kiln/internal/build"
 	"github.com/kiln-build/kiln/internal/export"
+	"github.com/kiln-build/kiln/internal/progress"
 	"github.com/kiln-build/kiln/internal/registry"
 	"github.com/kiln-build/kiln/internal/sandbox/gvisor"
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 // Env is what builds work with, but for Progress: the store that root or else the environment
@@ -28,18 +27,26 @@ func (c *Console) Env(root string, insecure []string) (build.Env, error) {
 	return build.Env{Store: st, Registry: reg, Sandbox: gvisor.New(gvisor.Options{}), Stdout: c.Out, Environ: os.Environ()}, nil
 }
 
-// WriteMetadata writes what is known of a result to a file, as buildx does.
-func WriteMetadata(file string, res *build.Result) error {
-	m := map[string]any{}
-	if res.ID != "" {
-		m["containerimage.config.digest"] = res.ID
-		m["containerimage.digest"] = res.Digest
-		m["containerimage.descriptor"] = ocispec.Descriptor{
-			MediaType: res.Descriptor.MediaType, Digest: res.Descriptor.Digest, Size: res.Descriptor.Size, Platform: res.Descriptor.Platform,
-		}
+// WriteMetadata writes what is known of a result to a file, as buildx does. Warnings are left out if
+// there are none.
+func WriteMetadata(file string, res *build.Result, warnings []progress.Finding) error {
+	said, err := res.Metadata()
+	if err != nil {
+		return err
 	}
-	if len(res.Tags) > 0 {
-		m["image.name"] = strings.Join(res.Tags, ",")
+	m := map[string]any{}
+	for k, v := range said {
+		m[k] = v
+	}
+	if res.Digest != "" {
+		m["containerimage.descriptor"] = res.Descriptor // not in base64 here
+	}
+	if len(warnings) > 0 {
+		var all []*progress.VertexWarning
+		for _, w := range warnings {
+			all = append(all, w.Warning())
+		}
+		m["buildx.build.warnings"] = all
 	}
 	b, err := json.MarshalIndent(m, "", "  ")
 	if err == nil {

@@ -5,6 +5,7 @@ package console
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 
 	"github.com/kiln-build/kiln/internal/diag"
@@ -37,12 +38,21 @@ func (c *Console) Execute(ctx context.Context, root *cobra.Command, args []strin
 	if err == nil {
 		return diag.ExitOK
 	}
+	var status ExitStatus
+	if errors.As(err, &status) {
+		return int(status)
+	}
 	if ctx.Err() != nil && errors.Is(err, context.Cause(ctx)) {
 		err = diag.New(diag.ExitInterrupted, "interrupted")
 	}
 	PrintError(c.Err, err)
 	return diag.ExitCode(err)
 }
+
+// ExitStatus is an error that is nothing but an exit code: what there was to say has been said.
+type ExitStatus int
+
+func (s ExitStatus) Error() string { return fmt.Sprintf("exit status %d", int(s)) }
 
 // WithProgress runs f with a Recorder that is shown as mode asks for, warnings
 // with all that is known of them if it is to be verbose. When it
