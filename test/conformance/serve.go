@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 )
 
 // webAddr is where cases find what they serve. It is the same in every run, because
@@ -33,6 +34,9 @@ func startWeb(t *testing.T) *web {
 	}
 	w.git = strings.TrimSpace(string(out))
 	l, err := net.Listen("tcp", webAddr)
+	for end := time.Now().Add(5 * time.Minute); err != nil && time.Now().Before(end); l, err = net.Listen("tcp", webAddr) {
+		time.Sleep(time.Second) // another run of this test has it
+	}
 	if err != nil {
 		t.Fatalf("serve the cases' files: %v", err)
 	}
