@@ -29,6 +29,9 @@ import (
 // Options say how to reach registries. The zero value is what docker does.
 type Options = wire.Options
 
+// HostCerts are certificates for one host.
+type HostCerts = wire.HostCerts
+
 // Retry says how often a request that failed for a passing reason is tried.
 type Retry = wire.Retry
 

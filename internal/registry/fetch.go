@@ -31,6 +31,11 @@ func (c *Client) Fetch(ctx context.Context, l image.Layer) (io.ReadCloser, error
 	if err := l.Blob.Digest.Validate(); err != nil {
 		return nil, fmt.Errorf("fetch layer %q from %s: %w", l.Blob.Digest, l.Origin, err)
 	}
+	return first(ctx, c, t, func(t target) (io.ReadCloser, error) { return c.fetch(ctx, t, l) })
+}
+
+// fetch begins a download from one of the places where a layer may be had.
+func (c *Client) fetch(ctx context.Context, t target, l image.Layer) (io.ReadCloser, error) {
 	s, err := c.net.Open(ctx, t.repo, "pull")
 	b := &blobReader{ctx: ctx, net: c.net, s: s, desc: l.Blob}
 	if err != nil {

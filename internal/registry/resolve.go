@@ -27,6 +27,11 @@ func (c *Client) Resolve(ctx context.Context, ref string, platform ocispec.Platf
 	if err != nil {
 		return nil, err
 	}
+	return first(ctx, c, t, func(t target) (*image.Image, error) { return c.resolve(ctx, t, platform) })
+}
+
+// resolve asks one of the places where an image may be had.
+func (c *Client) resolve(ctx context.Context, t target, platform ocispec.Platform) (*image.Image, error) {
 	s, err := c.pull(ctx, t)
 	what := fmt.Sprintf("resolve image %q", t.named)
 	if err != nil {
@@ -168,6 +173,11 @@ func (c *Client) Digest(ctx context.Context, ref string) (ocispec.Descriptor, er
 	if err != nil {
 		return ocispec.Descriptor{}, err
 	}
+	return first(ctx, c, t, func(t target) (ocispec.Descriptor, error) { return c.lookUp(ctx, t) })
+}
+
+// lookUp asks one of the places where an image may be had.
+func (c *Client) lookUp(ctx context.Context, t target) (ocispec.Descriptor, error) {
 	what := fmt.Sprintf("look up image %q", t.named)
 	s, err := c.pull(ctx, t)
 	if err != nil {

@@ -124,8 +124,12 @@ func (t *hostTransport) forRequest(req *http.Request) (*http.Transport, error) {
 	certs := filepath.Join(t.net.opts.CertDir, host)
 	fi, err := os.Stat(certs)
 	hasCerts := err == nil && fi.IsDir() && !strings.HasPrefix(host, ".") && !strings.ContainsAny(host, `/\`) && host != ""
+	more, hasMore := t.net.opts.Certs[host]
+	if !hasMore {
+		more, hasMore = t.net.opts.Certs[hostname(host)]
+	}
 	key := ""
-	if insecure || hasCerts {
+	if insecure || hasCerts || hasMore {
 		key = host
 	}
 	t.mu.Lock()
@@ -138,6 +142,9 @@ func (t *hostTransport) forRequest(req *http.Request) (*http.Transport, error) {
 		if err := hostCerts(cfg, certs); err != nil {
 			return nil, err
 		}
+	}
+	if err := more.add(cfg); err != nil {
+		return nil, err
 	}
 	t.byHost[key] = newTransport(cfg, t.net.opts.Parallel)
 	return t.byHost[key], nil
@@ -171,27 +178,43 @@ func hostCerts(cfg *tls.Config, dir string) error {
 		return diag.New(diag.ExitRegistry, "read registry certificates: %w", err)
 	}
 	for _, e := range entries {
+		var c HostCerts
 		path := filepath.Join(dir, e.Name())
 		switch filepath.Ext(e.Name()) {
 		case ".crt":
-			if cfg.RootCAs == nil {
-				if cfg.RootCAs, err = x509.SystemCertPool(); err != nil {
-					return diag.New(diag.ExitRegistry, "load the system's certificates: %w", err)
-				}
-			} else {
-				cfg.RootCAs = cfg.RootCAs.Clone()
-			}
-			if err := addCerts(cfg.RootCAs, path); err != nil {
-				return err
-			}
+			c.CA = []string{path}
 		case ".cert":
-			pair, err := tls.LoadX509KeyPair(path, strings.TrimSuffix(path, ".cert")+".key")
-			if err != nil {
-				return diag.New(diag.ExitRegistry, "read registry client certificate: %w", err)
-			}
-			cfg.Certificates = append(cfg.Certificates, pair)
+			c.Cert, c.Key = path, strings.TrimSuffix(path, ".cert")+".key"
+		}
+		if err := c.add(cfg); err != nil {
+			return err
 		}
 	}
+	return nil
+}
+
+// add has a TLS configuration use the certificates.
+func (c HostCerts) add(cfg *tls.Config) (err error) {
+	if len(c.CA) > 0 && cfg.RootCAs == nil {
+		if cfg.RootCAs, err = x509.SystemCertPool(); err != nil {
+			return diag.New(diag.ExitRegistry, "load the system's certificates: %w", err)
+		}
+	} else if len(c.CA) > 0 {
+		cfg.RootCAs = cfg.RootCAs.Clone()
+	}
+	for _, ca := range c.CA {
+		if err := addCerts(cfg.RootCAs, ca); err != nil {
+			return err
+		}
+	}
+	if c.Cert == "" {
+		return nil
+	}
+	pair, err := tls.LoadX509KeyPair(c.Cert, c.Key)
+	if err != nil {
+		return diag.New(diag.ExitRegistry, "read registry client certificate: %w", err)
+	}
+	cfg.Certificates = append(cfg.Certificates, pair)
 	return nil
 }
 

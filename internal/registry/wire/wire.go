@@ -33,6 +33,11 @@ type Options struct {
 	// CertDir has a directory for each host with *.crt, client.cert and
 	// client.key, as docker reads them. Empty: /etc/docker/certs.d.
 	CertDir string
+	// Certs are further certificates by host, HOST or HOST:PORT.
+	Certs map[string]HostCerts
+	// Mirrors are where images of a registry are asked for first, in this order: HOST[:PORT][/PATH] by
+	// the name that references have for the registry ("docker.io"). Nothing is pushed there.
+	Mirrors map[string][]string
 	// Logger gets retries and other things that went wrong but not for good.
 	Logger *slog.Logger
 	// Retry says how often and how long to try. Zero fields have defaults.
@@ -45,6 +50,13 @@ type Options struct {
 	Parallel int
 	// SkipPushCheck: who begins to push does not ask for the permission first.
 	SkipPushCheck bool
+}
+
+// HostCerts are certificates for one host, names of files in PEM.
+type HostCerts struct {
+	CA []string // trusted beside the system's
+	// Cert and Key are shown to the host; may be empty.
+	Cert, Key string
 }
 
 // Net opens sessions with registries. Safe for concurrent use.
