@@ -436,3 +436,37 @@ func TestSolves(t *testing.T) {
 		t.Errorf("ran %q instead of %q", f.box.ran, want)
 	}
 }
+
+// asked notes the keys that a cache is asked for.
+type asked struct {
+	cache.Index
+	mu   sync.Mutex
+	keys []digest.Digest
+}
+
+func (a *asked) Lookup(ctx context.Context, key digest.Digest) (*cache.Record, error) {
+	a.mu.Lock()
+	a.keys = append(a.keys, key)
+	a.mu.Unlock()
+	return a.Index.Lookup(ctx, key)
+}
+
+// TestTargetIsAskedForFirst: that a result is known is found out before anything that
+// it is made of is looked at, stages that only it needs included.
+func TestTargetIsAskedForFirst(t *testing.T) {
+	f := newFixture(t)
+	stage := f.exec("write b 1", f.exec("write a 1"))
+	target := f.exec("write d 1", f.op(&engine.Merge{}, f.exec("write c 1"), stage))
+	f.mustSolve(target)
+	a := &asked{Index: f.c.Cache}
+	f.c.Cache = a
+	if f.mustSolve(target); len(f.box.ran) != 0 || len(a.keys) != 1 {
+		t.Errorf("ran %q, asked for %d keys", f.box.ran, len(a.keys))
+	}
+	// A miss leads on, and what is below is asked for, too.
+	a.keys = nil
+	last := f.exec("write e 1", target)
+	if f.mustSolve(last); len(f.box.ran) != 1 || len(a.keys) < 2 {
+		t.Errorf("ran %q, asked for %d keys", f.box.ran, len(a.keys))
+	}
+}

@@ -238,3 +238,88 @@ func TestLoginToWhatIsNoRegistry(t *testing.T) {
 		t.Error("no error without a password")
 	}
 }
+
+// TestHTTP1Alone: a registry that would speak HTTP/2 is spoken to by HTTP/1.1.
+func TestHTTP1Alone(t *testing.T) {
+	var (
+		mu     sync.Mutex
+		protos = map[string]int{}
+	)
+	s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		protos[r.Proto]++
+		mu.Unlock()
+		if r.URL.Path != "/v2/" {
+			http.NotFound(w, r)
+		}
+	}))
+	s.EnableHTTP2 = true
+	s.StartTLS()
+	defer s.Close()
+	resp, err := s.Client().Get(s.URL + "/v2/") // as others do
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if protos["HTTP/2.0"] != 1 {
+		t.Fatalf("the server does not speak HTTP/2: %v", protos)
+	}
+	host := s.Listener.Addr().String()
+	c := newClient(t, func(o *registry.Options) { o.Insecure = []string{host} })
+	_, err = c.Resolve(t.Context(), host+"/a/b:c", amd64)
+	wantError(t, err, "404")
+	if protos["HTTP/2.0"] != 1 || protos["HTTP/1.1"] < 2 {
+		t.Errorf("spoke %v", protos)
+	}
+}
+
+// TestPathScopedCredential: what is for one namespace of a registry is not sent when it is
+// about another, siblings and longer names included.
+func TestPathScopedCredential(t *testing.T) {
+	var (
+		mu   sync.Mutex
+		seen = map[string]string{} // the last credential by repository
+	)
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		user, password, _ := r.BasicAuth()
+		if repo, _, ok := strings.Cut(strings.TrimPrefix(r.URL.Path, "/v2/"), "/manifests/"); ok {
+			mu.Lock()
+			seen[repo] = user + ":" + password
+			mu.Unlock()
+			http.NotFound(w, r)
+			return
+		}
+		if user == "" {
+			w.Header().Set("WWW-Authenticate", `Basic realm="test"`)
+			w.WriteHeader(http.StatusUnauthorized)
+		}
+	}))
+	defer s.Close()
+	host := s.Listener.Addr().String()
+	auth := func(user string) string { return base64.StdEncoding.EncodeToString([]byte(user + ":secret-of-" + user)) }
+	dir := t.TempDir()
+	config := fmt.Sprintf(`{"auths":{%q:{"auth":%q},%q:{"auth":%q}}}`, host+"/team", auth("team"), host+"/team/app", auth("app"))
+	if err := os.WriteFile(filepath.Join(dir, "config.json"), []byte(config), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, v := range []string{"DOCKER_AUTH_CONFIG", "REGISTRY_AUTH_FILE", "XDG_RUNTIME_DIR", "XDG_CONFIG_HOME"} {
+		t.Setenv(v, "")
+	}
+	t.Setenv("HOME", dir)
+	t.Setenv("DOCKER_CONFIG", dir)
+	c := newClient(t, func(o *registry.Options) { o.Keychain = nil })
+	for repo, want := range map[string]string{
+		"team/other": "team:secret-of-team", "team/app": "app:secret-of-app", "team/app/sub": "app:secret-of-app",
+		"teamster/app": ":", "sibling/app": ":", "app": ":",
+	} {
+		if _, err := c.Resolve(t.Context(), host+"/"+repo+":1", amd64); err == nil {
+			t.Errorf("%s: no error", repo)
+		}
+		if want == ":" && seen[repo] == "" {
+			continue // it was not even asked for: nobody may
+		}
+		if seen[repo] != want {
+			t.Errorf("%s was asked for with %q, want %q", repo, seen[repo], want)
+		}
+	}
+}

@@ -395,6 +395,25 @@ func TestExcludedDirectoriesAreNotRead(t *testing.T) {
 	}
 }
 
+// TestPatternsAreCompiledOnce: not for each file, of which there may be a hundred thousand.
+func TestPatternsAreCompiledOnce(t *testing.T) {
+	var patterns []string
+	for i := range 500 {
+		patterns = append(patterns, fmt.Sprintf("**/x%d/*.[ab]?", i))
+	}
+	f := filter.Filter(openLocal(t, mk(t, "d/a")), nil, patterns, nil)
+	look := func() {
+		if _, err := f.Lstat("d/a"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	look()
+	// To compile a pattern takes dozens of allocations.
+	if n := testing.AllocsPerRun(20, look); n > float64(len(patterns)) {
+		t.Errorf("%.0f allocations to look at one file with %d patterns", n, len(patterns))
+	}
+}
+
 func TestUnreadableDirectory(t *testing.T) {
 	dir := mk(t, "secret/x", "a")
 	// Not pruned, because the exception has a wildcard; read in vain.
