@@ -170,8 +170,9 @@ func (f *buildFlags) outputs() (all []export.Spec, err error) {
 			return nil, err
 		}
 		if sp.Type == export.Image && f.Push {
-			sp.Push, pushed = true, true
+			sp.Push = true
 		}
+		pushed = pushed || sp.ToRegistry()
 		loaded = loaded || sp.ToStore()
 		all = append(all, sp)
 	}
