@@ -82,7 +82,7 @@ func (c *contexts) open(ctx context.Context, env Env, req Request) error {
 	}
 	c.closers = append(c.closers, src.Close)
 	c.trees[frontend.ContextName], c.trees[frontend.DockerfileName] = src.Tree, src.DockerfileTree
-	c.input.Filename, c.input.NoIgnoreFile = src.DockerfileName, !src.Ignore
+	c.input.Filename, c.input.NoIgnoreFile, c.input.ContextDate = src.DockerfileName, !src.Ignore, src.Date
 	return nil
 }
 

@@ -69,6 +69,8 @@ type Input struct {
 	// Contexts opens the local contexts: ContextName, DockerfileName and
 	// those that NamedContexts calls local.
 	Contexts source.Contexts
+	// ContextDate is when the commit was made that ContextName is of, if it is of one; else zero.
+	ContextDate time.Time
 	// Files reads what other definitions stand for; nil: nothing else can be read.
 	Files Files
 	// NoIgnoreFile: a .dockerignore in the context is a file like any other.

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/moby/buildkit/solver/pb"
 	"github.com/opencontainers/go-digest"
@@ -138,6 +139,27 @@ func TestSyntax(t *testing.T) {
 		var d *diag.Error
 		if !ok && (!errors.As(err, &d) || d.At == nil || d.At.Line != 1 || !strings.Contains(err.Error(), "syntax \""+syntax+"\"")) {
 			t.Errorf("%s: %v", syntax, err)
+		}
+	}
+}
+
+// The time of a context that is a commit is that of the commit; of other contexts there is none.
+func TestEpochOfContext(t *testing.T) {
+	for _, date := range []time.Time{{}, time.Unix(1234, 0)} {
+		in := input("FROM busybox\nARG SOURCE_DATE_EPOCH\nRUN true\n")
+		in.BuildArgs["SOURCE_DATE_EPOCH"] = "context"
+		in.ContextDate = date
+		var b bytes.Buffer
+		p, err := Load(t.Context(), in, catalogue{}, progress.NewRecorder(progress.NewJSON(&b)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		e := p.Platforms[0].Epoch
+		if date.IsZero() != (e == nil) || e != nil && !e.Equal(date) || strings.Contains(b.String(), "no time of its own") != date.IsZero() {
+			t.Errorf("%v: %v, %s", date, e, &b)
+		}
+		if env := execs(t, p)["true"].Meta.Env; !date.IsZero() && !slices.Contains(env, "SOURCE_DATE_EPOCH=1234") {
+			t.Errorf("the step has %q", env)
 		}
 	}
 }

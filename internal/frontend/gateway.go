@@ -112,9 +112,8 @@ func (c *client) ResolveImageConfig(ctx context.Context, ref string, opt sourcer
 
 // ResolveSourceMetadata implements gateway.Client.
 func (c *client) ResolveSourceMetadata(ctx context.Context, op *pb.SourceOp, opt sourceresolver.Opt) (*sourceresolver.MetaResponse, error) {
-	if name, ok := strings.CutPrefix(op.Identifier, "local://"); ok { // asked for its time, with SOURCE_DATE_EPOCH=context
-		c.step.Warn(progress.Finding{Text: "SOURCE_DATE_EPOCH=" + name + ": the build context has no time of its own, so times stay as they are"})
-		return &sourceresolver.MetaResponse{Op: op}, nil
+	if name, ok := strings.CutPrefix(op.Identifier, "local://"); ok {
+		return c.localMetadata(op, name), nil
 	}
 	return ResolveSource(ctx, c.images, c.rec, op, opt)
 }
@@ -156,6 +155,18 @@ func ResolveSource(ctx context.Context, images Images, rec *progress.Recorder, o
 		Op:    op,
 		Image: &sourceresolver.ResolveImageResponse{Digest: img.Digest, Config: img.RawConfig},
 	}, nil
+}
+
+// localMetadata is what is known of a local context. The front end asks for its time,
+// with SOURCE_DATE_EPOCH=context; it takes that of an HTTP response for one.
+func (c *client) localMetadata(op *pb.SourceOp, name string) *sourceresolver.MetaResponse {
+	res := &sourceresolver.MetaResponse{Op: op}
+	if date := c.in.ContextDate; name == ContextName && !date.IsZero() {
+		res.HTTP = &sourceresolver.ResolveHTTPResponse{LastModified: &date}
+	} else {
+		c.step.Warn(progress.Finding{Text: "SOURCE_DATE_EPOCH=" + name + ": that context has no time of its own, so times stay as they are"})
+	}
+	return res
 }
 
 // Inputs implements gateway.Client.

@@ -296,7 +296,9 @@ func TestPathScopedCredential(t *testing.T) {
 	}))
 	defer s.Close()
 	host := s.Listener.Addr().String()
-	auth := func(user string) string { return base64.StdEncoding.EncodeToString([]byte(user + ":secret-of-" + user)) }
+	auth := func(user string) string {
+		return base64.StdEncoding.EncodeToString([]byte(user + ":secret-of-" + user))
+	}
 	dir := t.TempDir()
 	config := fmt.Sprintf(`{"auths":{%q:{"auth":%q},%q:{"auth":%q}}}`, host+"/team", auth("team"), host+"/team/app", auth("app"))
 	if err := os.WriteFile(filepath.Join(dir, "config.json"), []byte(config), 0o600); err != nil {

@@ -77,7 +77,7 @@ func openGit(ctx context.Context, ref *git.Ref, o Options) (*Context, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open build context: %w", err)
 	}
-	return &Context{Tree: t, Kind: Git, Description: fmt.Sprintf("%s (commit %.12s)", ref, t.Commit), Close: t.Close}, nil
+	return &Context{Tree: t, Kind: Git, Description: fmt.Sprintf("%s (commit %.12s)", ref, t.Commit), Date: t.Date, Close: t.Close}, nil
 }
 
 // openStdin takes standard input as an archive, or as the Dockerfile of an

@@ -10,6 +10,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"time"
 
 	"github.com/kiln-build/kiln/internal/layer"
 	"github.com/kiln-build/kiln/internal/tree"
@@ -40,6 +41,8 @@ type Context struct {
 	// Neither is a symbolic link. It has nothing else.
 	DockerfileTree tree.Tree
 	DockerfileName string
+	// Date is when the commit of a repository was made; zero for all else.
+	Date time.Time
 	// Description says what the context is, without credentials.
 	Description string
 	// Close gives back what the context takes. It must be called once.

@@ -262,7 +262,7 @@ func (f *fetcher) tidy(ctx context.Context) error {
 
 // tree opens the work tree.
 func (f *fetcher) tree() (*Tree, error) {
-	t := &Tree{dir: f.dir, Commit: f.commit, keep: f.keep}
+	t := &Tree{dir: f.dir, Commit: f.commit, Date: f.time, keep: f.keep}
 	if f.ref.MTime != "checkout" {
 		t.time = f.time
 	}

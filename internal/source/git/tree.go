@@ -21,7 +21,8 @@ import (
 // permissions that is whether a file can be executed, and the time is the
 // commit's, unless the URL asked for that of the checkout.
 type Tree struct {
-	Commit string // the commit's full hash
+	Commit string    // the commit's full hash
+	Date   time.Time // when it was committed
 
 	files *local.Tree
 	dir   string
