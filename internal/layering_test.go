@@ -22,6 +22,8 @@ var levels = map[string]int{
 	"internal/diag":           0,
 	"internal/tree":           0,
 	"internal/progress":       0,
+	"internal/secret":         0,
+	"internal/sshagent":       0,
 	"internal/decompress":     1,
 	"internal/layer":          1,
 	"internal/rootfs":         2,

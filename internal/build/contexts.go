@@ -48,6 +48,7 @@ func openContexts(ctx context.Context, env Env, req Request) (*contexts, error) 
 	c.input = frontend.Input{
 		BuildArgs: req.BuildArgs, Labels: req.Labels, Target: req.Target, Attrs: req.Attrs,
 		Platforms: req.Platforms, NoCache: req.NoCache, NoCacheFilter: req.NoCacheFilter, Network: req.Network, AddHosts: req.AddHosts,
+		Ulimits: req.Ulimits, ShmSize: req.ShmSize,
 		NamedContexts: map[string]string{}, Contexts: c.trees,
 	}
 	open := c.open

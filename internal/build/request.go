@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/distribution/reference"
+	"github.com/docker/go-units"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -20,6 +21,8 @@ import (
 	"github.com/kiln-build/kiln/internal/progress"
 	"github.com/kiln-build/kiln/internal/registry"
 	"github.com/kiln-build/kiln/internal/sandbox"
+	"github.com/kiln-build/kiln/internal/secret"
+	"github.com/kiln-build/kiln/internal/sshagent"
 	"github.com/kiln-build/kiln/internal/store"
 )
 
@@ -47,10 +50,15 @@ type Request struct {
 	NoCache  bool
 	// NoCacheFilter are stages whose steps are run though their results are known.
 	NoCacheFilter []string
-	Pull          bool // ask the registry though the local store has the image
-	Network       string
+	Pull          bool   // ask the registry though the local store has the image
+	Network       string // of RUN steps that do not say: "default" (or ""), "none", "host"
 	AddHosts      []string
-	Timeout       time.Duration // of the whole build; 0: none
+	// Secrets and SSH are for RUN steps, and for what a Dockerfile fetches.
+	Secrets []secret.Source
+	SSH     []sshagent.Source
+	Ulimits []units.Ulimit // of RUN steps
+	ShmSize int64          // bytes of /dev/shm in RUN steps; 0: docker's 64 MiB
+	Timeout time.Duration  // of the whole build; 0: none
 
 	Outputs     []export.Spec      // none: the local store
 	Compression layer.Compression  // of new layers, where an output does not say
@@ -65,7 +73,7 @@ type Env struct {
 	Sandbox  sandbox.Sandbox
 	Stdout   io.Writer // for outputs with dest=-
 	Parallel int       // RUN steps at the same time; 0: as many as there are CPUs
-	Environ  []string  // for fetching contexts: proxies, PATH for git
+	Environ  []string  // for fetching contexts: proxies, PATH for git; for secrets, and to find the SSH agent
 }
 
 // Result is what was built.

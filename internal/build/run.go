@@ -4,12 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/kiln-build/kiln/internal/diag"
 	"github.com/kiln-build/kiln/internal/engine/llb"
 	"github.com/kiln-build/kiln/internal/frontend"
+	"github.com/kiln-build/kiln/internal/secret"
+	"github.com/kiln-build/kiln/internal/sshagent"
 )
 
 // Run builds. It either does all that the request asks for, or returns an
@@ -63,6 +66,9 @@ func (e Env) warn(req Request) {
 	if inline, _ := strconv.ParseBool(req.BuildArgs["BUILDKIT_INLINE_CACHE"]); inline {
 		e.Progress.Warn("build argument BUILDKIT_INLINE_CACHE has no effect: no cache is written into the image")
 	}
+	if req.Attrs["cgroup-parent"] != "" {
+		e.Progress.Note("cgroup-parent has no meaning here: steps are in the builder's control group")
+	}
 }
 
 // exports is what a request says of outputs.
@@ -84,6 +90,10 @@ func withPlan(ctx context.Context, env Env, req Request, f func(*Build, *fronten
 
 // withBuild opens the build that a request asks for, and calls f with it.
 func withBuild(ctx context.Context, env Env, req Request, f func(*Build, frontend.Input) error) error {
+	in := Inputs{Pull: req.Pull}
+	if err := in.pass(env, req); err != nil {
+		return err
+	}
 	c, err := openContexts(ctx, env, req)
 	defer func() {
 		if err := c.closers.close(); err != nil {
@@ -93,7 +103,8 @@ func withBuild(ctx context.Context, env Env, req Request, f func(*Build, fronten
 	if err != nil {
 		return err
 	}
-	b, err := Open(ctx, env, Inputs{Contexts: c.trees, Layouts: c.layouts, Pull: req.Pull})
+	in.Contexts, in.Layouts = c.trees, c.layouts
+	b, err := Open(ctx, env, in)
 	if err != nil {
 		return err
 	}
@@ -103,6 +114,28 @@ func withBuild(ctx context.Context, env Env, req Request, f func(*Build, fronten
 		}
 	}()
 	return f(b, c.input)
+}
+
+// pass opens the secrets and agents that a request passes to a build.
+func (in *Inputs) pass(env Env, req Request) error {
+	lookup := func(name string) (string, bool) {
+		for _, kv := range slices.Backward(env.Environ) {
+			if k, v, ok := strings.Cut(kv, "="); ok && k == name {
+				return v, true
+			}
+		}
+		return "", false
+	}
+	secrets, err := secret.Open(req.Secrets, lookup)
+	if err != nil {
+		return diag.New(diag.ExitUsage, "%w", err)
+	}
+	agents, err := sshagent.Open(req.SSH, func(name string) string { v, _ := lookup(name); return v })
+	if err != nil {
+		return diag.New(diag.ExitUsage, "%w", err)
+	}
+	in.Secrets, in.SSH = secrets, agents
+	return nil
 }
 
 func (b *Build) plan(ctx context.Context, in frontend.Input) (*frontend.Plan, error) {

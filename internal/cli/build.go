@@ -78,6 +78,7 @@ type buildFlags struct {
 	mode   string   // of progress
 	call   call     // of Call and Check
 	notes  []string // to be said of options
+	stepFlags
 }
 
 // newBuildFlags defines the options of a build on cmd.
@@ -105,6 +106,7 @@ func newBuildFlags(cmd *cobra.Command) *buildFlags {
 	fl.BoolVarP(&f.Debug, "debug", "D", false, "show warnings with the lines that they are about and what they mean")
 	fl.StringVar(&f.Network, "network", "default", "network of RUN steps: default, host (the same here) or none")
 	fl.StringArrayVar(&f.AddHosts, "add-host", nil, "entry of /etc/hosts in RUN steps, HOST:IP")
+	f.stepFlags.define(fl)
 	fl.DurationVar(&f.Timeout, "timeout", 0, "give up after this time, such as 30m (default never)")
 	fl.StringVar(&f.Sandbox, "sandbox", "auto", "what runs RUN steps: auto or gvisor ('kiln info' shows what auto takes)")
 	fl.StringArrayVar(&f.Insecure, "insecure-registry", nil, insecureHelp)
@@ -159,6 +161,9 @@ func (f *buildFlags) check(cmd *cobra.Command) error {
 	}
 	if f.Check {
 		f.call.question = frontend.Lint
+	}
+	if err := f.stepFlags.check(cmd); err != nil {
+		return err
 	}
 	switch {
 	case f.Timeout < 0:

@@ -37,6 +37,7 @@ func dockerFlags() []dockerFlag {
 		{name: "force-rm", bare: true, note: noteRemove},
 		{name: "memory", short: "m", note: noteLimit},
 		{name: "memory-swap", note: noteLimit},
+		{name: "cgroup-parent", note: "steps are in the builder's control group"},
 		{name: "cpu-shares", short: "c", note: noteLimit},
 		{name: "cpu-period", note: noteLimit},
 		{name: "cpu-quota", note: noteLimit},

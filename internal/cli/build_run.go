@@ -112,6 +112,9 @@ func (a *App) request(f *buildFlags) (build.Request, error) {
 		NoCache: f.NoCache, NoCacheFilter: f.NoCacheOf, Pull: f.Pull, Network: f.Network, AddHosts: f.AddHosts, Timeout: f.Timeout,
 		Compression: layer.Compression(f.Compression),
 	}
+	if err := f.stepFlags.apply(&req); err != nil {
+		return req, err
+	}
 	for _, p := range f.Platforms {
 		pl := platforms.DefaultSpec()
 		if p != "local" {

@@ -9,6 +9,7 @@ import (
 
 	"github.com/kiln-build/kiln/internal/diag"
 	"github.com/kiln-build/kiln/internal/sandbox"
+	"github.com/kiln-build/kiln/internal/secret"
 )
 
 // secret returns a secret's value; ok is false if there is none and it is optional.
@@ -25,8 +26,8 @@ func (r *run) secret(ctx context.Context, id string, optional bool) (value []byt
 			WithHint("the step needs it: give it with --secret id=%s,src=FILE or --secret id=%s,env=VARIABLE", id, id)
 	case err != nil:
 		return nil, false, fmt.Errorf("secret %q: %w", id, err)
-	case len(value) > MaxSecret:
-		return nil, false, diag.New(diag.ExitFailure, "secret %q has %d bytes: more than %d are refused", id, len(value), MaxSecret)
+	case len(value) > secret.MaxSize:
+		return nil, false, diag.New(diag.ExitFailure, "secret %q has %d bytes: more than %d are refused", id, len(value), secret.MaxSize)
 	}
 	return value, true, nil
 }

@@ -14,6 +14,7 @@ import (
 
 	"github.com/kiln-build/kiln/internal/diag"
 	"github.com/kiln-build/kiln/internal/engine"
+	"github.com/kiln-build/kiln/internal/secret"
 	"github.com/kiln-build/kiln/internal/source/remote"
 )
 
@@ -87,7 +88,7 @@ func TestSecretMissing(t *testing.T) {
 		"not this":    {mount: []engine.Mount{{Dest: "/s", Secret: &engine.SecretMount{ID: "x"}}}, secrets: secrets{"y": ""}, want: `secret "x": not found`, code: diag.ExitDockerfile},
 		"environment": {env: []engine.SecretEnv{{Name: "N", ID: "x"}}, want: `secret "x": not found`, code: diag.ExitDockerfile},
 		"too large": {
-			env: []engine.SecretEnv{{Name: "N", ID: "x"}}, secrets: secrets{"x": strings.Repeat("x", engine.MaxSecret+1)},
+			env: []engine.SecretEnv{{Name: "N", ID: "x"}}, secrets: secrets{"x": strings.Repeat("x", secret.MaxSize+1)},
 			want: `secret "x" has 512001 bytes`, code: diag.ExitFailure,
 		},
 		"failing":  {env: []engine.SecretEnv{{Name: "N", ID: "x", Optional: true}}, secrets: failing{}, want: `secret "x": the vault is shut`, code: diag.ExitFailure},

@@ -48,9 +48,6 @@ type Config struct {
 	Parallel int
 }
 
-// MaxSecret bounds the value of a secret, in bytes, as BuildKit does.
-const MaxSecret = 500 << 10
-
 // Solver computes the graphs of one build. What one Solve has opened or done is there
 // for the others, which may run at the same time. It must be closed.
 type Solver struct {

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/containerd/platforms"
+	"github.com/docker/go-units"
 	"github.com/moby/buildkit/exporter/containerimage/exptypes"
 	commonexptypes "github.com/moby/buildkit/exporter/exptypes"
 	"github.com/moby/buildkit/frontend/dockerfile/builder"
@@ -59,8 +60,11 @@ type Input struct {
 	// of these stages.
 	NoCache       bool
 	NoCacheFilter []string
-	// Network is "", "default" or "none": for RUN steps that do not say.
+	// Network is "", "default", "none" or "host": for RUN steps that do not say.
 	Network string
+	// Ulimits and ShmSize, in bytes, are for RUN steps.
+	Ulimits []units.Ulimit
+	ShmSize int64 // 0: the default
 	// AddHosts are "HOST:IP" or "HOST=IP", for /etc/hosts in RUN steps.
 	AddHosts []string
 	// NamedContexts are --build-context NAME=VALUE, as BuildKit writes their
@@ -237,6 +241,16 @@ func attributes(in Input) map[string]string {
 	}
 	if in.Network != "" && in.Network != "default" {
 		o["force-network-mode"] = in.Network
+	}
+	if len(in.Ulimits) > 0 {
+		var us []string
+		for _, u := range in.Ulimits {
+			us = append(us, u.String())
+		}
+		o["ulimit"] = strings.Join(us, ",")
+	}
+	if in.ShmSize > 0 {
+		o["shm-size"] = strconv.FormatInt(in.ShmSize, 10)
 	}
 	if len(in.AddHosts) > 0 {
 		var hs []string

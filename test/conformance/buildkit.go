@@ -16,7 +16,10 @@ type buildkit struct {
 }
 
 func (o *buildkit) build(ctx context.Context, c *Case, ctxDir, ref string) (string, int, error) {
-	req := refbuild.Request{Context: ctxDir, Dockerfile: c.File, Target: c.Target, NoCache: true, Ref: ref, Opts: o.options(c)}
+	req := refbuild.Request{
+		Context: ctxDir, Dockerfile: c.File, Target: c.Target, NoCache: true, Ref: ref, Opts: o.options(c),
+		Secrets: inContext(c.Secrets, ctxDir), SSH: inContext(c.SSH, ctxDir), Allow: c.Allow,
+	}
 	if c.Pre != "" {
 		base := req
 		base.Dockerfile, base.Target, base.Ref = c.Pre, "", req.Ref+"-base"
@@ -48,6 +51,12 @@ func (o *buildkit) options(c *Case) []string {
 	}
 	if c.Network != "" {
 		opts = append(opts, "force-network-mode="+c.Network)
+	}
+	if len(c.Ulimits) > 0 {
+		opts = append(opts, "ulimit="+strings.Join(c.Ulimits, ","))
+	}
+	if c.ShmSize != "" {
+		opts = append(opts, "shm-size="+c.ShmSize)
 	}
 	if len(c.Hosts) > 0 {
 		opts = append(opts, "add-hosts="+strings.Join(c.Hosts, ","))

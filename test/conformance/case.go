@@ -42,6 +42,11 @@ var casesFS embed.FS
 //	platform: P      --platform
 //	network: MODE    --network (Kiln) and force-network-mode (BuildKit)
 //	add-host: H=IP   --add-host
+//	secret: SPEC     --secret; $CONTEXT in it is the context's directory
+//	ssh: SPEC        --ssh, likewise
+//	ulimit: SPEC     --ulimit
+//	shm-size: BYTES  --shm-size
+//	allow: NAME      --allow
 //	context: N=REF   a named context; $REGISTRY in it is replaced
 //	pre: FILE        a Dockerfile to build and push first; its image is build argument BASE
 //	serve: DIR       a directory of the context that an http server has at build argument WEB
@@ -66,6 +71,11 @@ type Case struct {
 	Network  string
 	Hosts    []string
 	Contexts []string
+	Secrets  []string
+	SSH      []string
+	Ulimits  []string
+	Allow    []string
+	ShmSize  string
 	Pre      string
 	Serve    string
 	Error    *regexp.Regexp
@@ -134,10 +144,11 @@ func parse(name string, data []byte) (*Case, error) {
 func (c *Case) set(k, v string) (err error) {
 	lists := map[string]*[]string{
 		"arg": &c.Args, "label": &c.Labels, "add-host": &c.Hosts, "context": &c.Contexts,
+		"secret": &c.Secrets, "ssh": &c.SSH, "ulimit": &c.Ulimits, "allow": &c.Allow,
 		"ignore": &c.Compare.Ignore, "mtime": &c.Compare.Mtime, "differs": &c.Differs,
 	}
 	words := map[string]*string{
-		"file": &c.File, "target": &c.Target, "platform": &c.Platform, "network": &c.Network, "pre": &c.Pre, "serve": &c.Serve, "kiln-only": &c.KilnOnly,
+		"file": &c.File, "target": &c.Target, "platform": &c.Platform, "network": &c.Network, "shm-size": &c.ShmSize, "pre": &c.Pre, "serve": &c.Serve, "kiln-only": &c.KilnOnly,
 		"buildah": &c.Buildah,
 	}
 	switch {
@@ -153,6 +164,14 @@ func (c *Case) set(k, v string) (err error) {
 		err = fmt.Errorf("header key %q is not known", k)
 	}
 	return err
+}
+
+// inContext puts the context's directory into options that name files of it.
+func inContext(specs []string, ctxDir string) (out []string) {
+	for _, s := range specs {
+		out = append(out, strings.ReplaceAll(s, "$CONTEXT", ctxDir))
+	}
+	return out
 }
 
 // key names a reference's answer: it depends on the case and what it is built from.

@@ -42,7 +42,10 @@ func (c *Case) flags(host, ctxDir string) []string {
 	if c.Target != "" {
 		args = append(args, "--target", c.Target)
 	}
-	for flag, values := range map[string][]string{"--build-arg": c.Args, "--label": c.Labels} {
+	for flag, values := range map[string][]string{
+		"--build-arg": c.Args, "--label": c.Labels, "--ulimit": c.Ulimits, "--allow": c.Allow,
+		"--secret": inContext(c.Secrets, ctxDir), "--ssh": inContext(c.SSH, ctxDir),
+	} {
 		for _, v := range values {
 			args = append(args, flag, v)
 		}
@@ -55,6 +58,9 @@ func (c *Case) flags(host, ctxDir string) []string {
 	}
 	if c.Platform != "" {
 		args = append(args, "--platform", c.Platform)
+	}
+	if c.ShmSize != "" {
+		args = append(args, "--shm-size", c.ShmSize)
 	}
 	if c.Network != "" {
 		args = append(args, "--network", c.Network)

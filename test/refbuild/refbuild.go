@@ -95,7 +95,7 @@ func StartWith(ctx context.Context, dir string, o Options) (*Daemon, error) {
 		return nil, err
 	}
 	d := &Daemon{Dir: dir, bin: bin}
-	toml := fmt.Sprintf("root = %q\n[grpc]\naddress = [%q]\n[worker.oci]\nnetworkMode = \"host\"\ngc = false\n", filepath.Join(dir, "state"), d.addr())
+	toml := fmt.Sprintf("root = %q\ninsecure-entitlements = [\"network.host\"]\n[grpc]\naddress = [%q]\n[worker.oci]\nnetworkMode = \"host\"\ngc = false\n", filepath.Join(dir, "state"), d.addr())
 	if o.CgroupParent != "" {
 		toml += fmt.Sprintf("defaultCgroupParent = %q\n", "/"+o.CgroupParent)
 	}
@@ -170,6 +170,8 @@ type Request struct {
 	NoCache    bool
 	// Opts are the front end's: "build-arg:A=1", "label:a=b", "context:x=docker-image://…".
 	Opts []string
+	// Secrets, SSH and Allow are buildctl's options of these names.
+	Secrets, SSH, Allow []string
 }
 
 // ErrBuild says that BuildKit ran and refused or failed the build.
@@ -193,6 +195,11 @@ func (d *Daemon) Build(ctx context.Context, r Request) (string, error) {
 	}
 	for _, o := range r.Opts {
 		args = append(args, "--opt", o)
+	}
+	for flag, values := range map[string][]string{"--secret": r.Secrets, "--ssh": r.SSH, "--allow": r.Allow} {
+		for _, v := range values {
+			args = append(args, flag, v)
+		}
 	}
 	cmd := exec.CommandContext(ctx, filepath.Join(d.bin, "buildctl"), args...)
 	var out strings.Builder

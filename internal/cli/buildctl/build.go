@@ -12,6 +12,8 @@ import (
 	"github.com/kiln-build/kiln/internal/diag"
 	"github.com/kiln-build/kiln/internal/export"
 	"github.com/kiln-build/kiln/internal/layer"
+	"github.com/kiln-build/kiln/internal/secret"
+	"github.com/kiln-build/kiln/internal/sshagent"
 	"github.com/spf13/cobra"
 )
 
@@ -24,6 +26,9 @@ type buildFlags struct {
 	Frontend     string
 	Opts         []string // K=V
 	NoCache      bool
+	Secrets      []string
+	SSH          []string
+	Allow        []string
 	MetadataFile string
 	RefFile      string
 }
@@ -38,6 +43,9 @@ func newBuildFlags(cmd *cobra.Command) *buildFlags {
 	fl.StringVar(&f.Frontend, "frontend", "", "front end of the build: dockerfile.v0, or gateway.v0 with --opt source=docker/dockerfile")
 	fl.StringArrayVar(&f.Opts, "opt", nil, "option of the front end, such as target=foo or build-arg:foo=bar")
 	fl.BoolVar(&f.NoCache, "no-cache", false, "run every step, use no cached result")
+	fl.StringArrayVar(&f.Secrets, "secret", nil, "secret for steps that mount it, id=ID[,src=FILE|,env=VARIABLE]")
+	fl.StringArrayVar(&f.SSH, "ssh", nil, "SSH agent for steps that mount it, default|ID[=SOCKET|KEYFILE[,KEYFILE]]")
+	fl.StringArrayVar(&f.Allow, "allow", nil, "accepted: network.host needs no permission, security.insecure cannot be had")
 	fl.StringVar(&f.MetadataFile, "metadata-file", "", "write what is known of the result to this file, as JSON")
 	fl.StringVar(&f.RefFile, "ref-file", "", "write the build's reference to this file")
 	return f
@@ -53,6 +61,9 @@ func (f *buildFlags) request(getenv func(string) string) (build.Request, error) 
 		return req, err
 	}
 	if req.Layouts, err = pairs("oci-layout", f.Layouts); err != nil {
+		return req, err
+	}
+	if err := f.passed(&req); err != nil {
 		return req, err
 	}
 	opts, err := pairs("opt", withValues(f.Opts, getenv))
@@ -76,6 +87,30 @@ func (f *buildFlags) request(getenv func(string) string) (build.Request, error) 
 		req.Outputs = append(req.Outputs, sp)
 	}
 	return req, nil
+}
+
+// passed translates what is passed to steps.
+func (f *buildFlags) passed(req *build.Request) error {
+	for _, v := range f.Secrets {
+		s, err := secret.Parse(v)
+		if err != nil {
+			return diag.New(diag.ExitUsage, "invalid --secret: %w", err)
+		}
+		req.Secrets = append(req.Secrets, s)
+	}
+	for _, v := range f.SSH {
+		s, err := sshagent.Parse(v)
+		if err != nil {
+			return diag.New(diag.ExitUsage, "invalid --ssh %q: %w", v, err)
+		}
+		req.SSH = append(req.SSH, s)
+	}
+	for _, a := range f.Allow {
+		if a != "network.host" && a != "security.insecure" {
+			return diag.New(diag.ExitUsage, "invalid --allow %q: there are network.host and security.insecure", a)
+		}
+	}
+	return nil
 }
 
 // frontend checks that it is the one that is built in.

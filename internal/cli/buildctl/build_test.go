@@ -25,6 +25,23 @@ func parse(t *testing.T, env map[string]string, args ...string) (build.Request, 
 	return req, f, err
 }
 
+// TestPassed: secrets and agents that are passed to steps.
+func TestPassed(t *testing.T) {
+	req, _, err := parse(t, nil, "--frontend", "dockerfile.v0", "--secret", "id=a,src=f", "--secret", "id=b,env=E", "--ssh", "default", "--ssh", "k=/x,/y", "--allow", "network.host")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := fmt.Sprint(req.Secrets, req.SSH), "[{a f } {b  E}] [{default [] false} {k [/x /y] false}]"; got != want {
+		t.Errorf("%s, want %s", got, want)
+	}
+	for _, args := range [][]string{{"--secret", "topsecret"}, {"--ssh", "k=raw=true"}, {"--allow", "all"}} {
+		_, _, err := parse(t, nil, append(args, "--frontend", "dockerfile.v0")...)
+		if diag.ExitCode(err) != diag.ExitUsage || strings.Contains(err.Error(), "topsecret") {
+			t.Errorf("%q: %v", args, err)
+		}
+	}
+}
+
 // TestPipelineLine is the line that people have in their Jenkinsfiles.
 func TestPipelineLine(t *testing.T) {
 	req, _, err := parse(t, nil, strings.Fields(

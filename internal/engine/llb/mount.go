@@ -10,11 +10,9 @@ import (
 
 	"github.com/kiln-build/kiln/internal/cachemount"
 	"github.com/kiln-build/kiln/internal/engine"
+	"github.com/kiln-build/kiln/internal/sshagent"
 	"github.com/kiln-build/kiln/internal/tree"
 )
-
-// defaultAgent is the id of the SSH agent that a step means if it names none.
-const defaultAgent = "default"
 
 // mounts decodes what a step sees and what of it is a result, and puts its inputs into the
 // engine's order: the root file system first.
@@ -134,7 +132,7 @@ func (d *mountDecoder) mount(m *pb.Mount) (err error) {
 		}
 		out.SSH = &engine.SSHMount{ID: o.ID, Owner: owner(o.Uid, o.Gid, o.Mode), Optional: o.Optional}
 		if out.SSH.ID == "" {
-			out.SSH.ID = defaultAgent
+			out.SSH.ID = sshagent.DefaultID
 		}
 	case pb.MountType_CACHE:
 		if out.Cache, err = cache(m); err != nil {
