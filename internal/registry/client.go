@@ -41,9 +41,9 @@ type Options struct {
 	// CAFile has certificates in PEM that are trusted beside the system's
 	// (SSL_CERT_FILE is honoured as everywhere in Go).
 	CAFile string
-	// CertDir has a directory for each host with *.crt, client.cert and
-	// client.key, as docker reads them. Empty: /etc/docker/certs.d.
-	CertDir string
+	// CertDirs have a directory for each host with *.crt, NAME.cert and
+	// NAME.key, as docker reads them. Nil: auth.CertDirs().
+	CertDirs []string
 	// Logger gets retries and other things that went wrong but not for good.
 	Logger *slog.Logger
 	// Retry says how often and how long to try. Zero fields have defaults.
@@ -77,7 +77,7 @@ func New(o Options) (*Client, error) {
 		o.Parallel = 4
 	}
 	n, err := wire.New(wire.Options{
-		Keychain: o.Keychain, Insecure: o.Insecure, UserAgent: o.UserAgent, CAFile: o.CAFile, CertDir: o.CertDir,
+		Keychain: o.Keychain, Insecure: o.Insecure, UserAgent: o.UserAgent, CAFile: o.CAFile, CertDirs: o.CertDirs,
 		Logger: o.Logger, Retry: o.Retry, StallTimeout: o.StallTimeout, Parallel: o.Parallel,
 	})
 	if err != nil {

@@ -11,13 +11,9 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
-	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 	"time"
-
-	"github.com/kiln-build/kiln/internal/diag"
 )
 
 const (
@@ -92,7 +88,7 @@ func (t *hostTransport) RoundTrip(req *http.Request) (*http.Response, error) {
 	resp, err := inner.RoundTrip(r)
 	w.pause()
 	if err != nil {
-		err = stallCause(ctx, err)
+		err = proxyCause(req, stallCause(ctx, err))
 		cancel(nil)
 		return nil, err
 	}
@@ -121,11 +117,9 @@ func (t *hostTransport) forRequest(req *http.Request) (*http.Transport, error) {
 		return nil, Permanent("cannot speak %q to %q", req.URL.Scheme, host)
 	}
 	insecure := t.isInsecure(host)
-	certs := filepath.Join(t.net.opts.CertDir, host)
-	fi, err := os.Stat(certs)
-	hasCerts := err == nil && fi.IsDir() && !strings.HasPrefix(host, ".") && !strings.ContainsAny(host, `/\`) && host != ""
+	certs := certDirs(t.net.opts.CertDirs, host)
 	key := ""
-	if insecure || hasCerts {
+	if insecure || len(certs) > 0 {
 		key = host
 	}
 	t.mu.Lock()
@@ -134,8 +128,8 @@ func (t *hostTransport) forRequest(req *http.Request) (*http.Transport, error) {
 		return tr, nil
 	}
 	cfg := &tls.Config{RootCAs: t.pool, InsecureSkipVerify: insecure, MinVersion: tls.VersionTLS12} //nolint:gosec // only where the user asked for it
-	if hasCerts {
-		if err := hostCerts(cfg, certs); err != nil {
+	for _, dir := range certs {
+		if err := hostCerts(cfg, dir); err != nil {
 			return nil, err
 		}
 	}
@@ -148,6 +142,7 @@ func newTransport(cfg *tls.Config, parallel int) *http.Transport {
 	http1.SetHTTP1(true)
 	return &http.Transport{
 		Proxy:                  http.ProxyFromEnvironment,
+		OnProxyConnectResponse: proxyAnswer,
 		DialContext:            (&net.Dialer{Timeout: 30 * time.Second, KeepAlive: 30 * time.Second}).DialContext,
 		TLSClientConfig:        cfg,
 		TLSHandshakeTimeout:    30 * time.Second,
@@ -161,38 +156,6 @@ func newTransport(cfg *tls.Config, parallel int) *http.Transport {
 		WriteBufferSize:        64 << 10,
 		ReadBufferSize:         64 << 10,
 	}
-}
-
-// hostCerts reads a host's directory as docker does: *.crt are trusted, and
-// NAME.cert with NAME.key is shown to the registry.
-func hostCerts(cfg *tls.Config, dir string) error {
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return diag.New(diag.ExitRegistry, "read registry certificates: %w", err)
-	}
-	for _, e := range entries {
-		path := filepath.Join(dir, e.Name())
-		switch filepath.Ext(e.Name()) {
-		case ".crt":
-			if cfg.RootCAs == nil {
-				if cfg.RootCAs, err = x509.SystemCertPool(); err != nil {
-					return diag.New(diag.ExitRegistry, "load the system's certificates: %w", err)
-				}
-			} else {
-				cfg.RootCAs = cfg.RootCAs.Clone()
-			}
-			if err := addCerts(cfg.RootCAs, path); err != nil {
-				return err
-			}
-		case ".cert":
-			pair, err := tls.LoadX509KeyPair(path, strings.TrimSuffix(path, ".cert")+".key")
-			if err != nil {
-				return diag.New(diag.ExitRegistry, "read registry client certificate: %w", err)
-			}
-			cfg.Certificates = append(cfg.Certificates, pair)
-		}
-	}
-	return nil
 }
 
 // watch calls stalled when too little has moved while it was running. It is

@@ -4,10 +4,8 @@
 package wire
 
 import (
-	"crypto/x509"
 	"log/slog"
 	"net/http"
-	"os"
 	"strings"
 	"sync"
 	"time"
@@ -24,7 +22,7 @@ type Options struct {
 	Insecure     []string
 	UserAgent    string
 	CAFile       string
-	CertDir      string
+	CertDirs     []string
 	Logger       *slog.Logger
 	Retry        Retry
 	StallTimeout time.Duration
@@ -89,8 +87,8 @@ func (o Options) withDefaults() Options {
 	if o.UserAgent == "" {
 		o.UserAgent = "kiln"
 	}
-	if o.CertDir == "" {
-		o.CertDir = "/etc/docker/certs.d"
+	if o.CertDirs == nil {
+		o.CertDirs = auth.CertDirs()
 	}
 	if o.StallTimeout <= 0 {
 		o.StallTimeout = time.Minute
@@ -113,29 +111,4 @@ func cleanHost(s string) (string, error) {
 		return "", diag.New(diag.ExitUsage, "insecure registry %q: want HOST or HOST:PORT", s)
 	}
 	return h, nil
-}
-
-func certPool(file string) (*x509.CertPool, error) {
-	if file == "" {
-		return nil, nil // the system's
-	}
-	pool, err := x509.SystemCertPool()
-	if err != nil {
-		return nil, diag.New(diag.ExitRegistry, "load the system's certificates: %w", err)
-	}
-	if err := addCerts(pool, file); err != nil {
-		return nil, err
-	}
-	return pool, nil
-}
-
-func addCerts(pool *x509.CertPool, file string) error {
-	pem, err := os.ReadFile(file)
-	if err != nil {
-		return diag.New(diag.ExitRegistry, "read registry certificates: %w", err)
-	}
-	if !pool.AppendCertsFromPEM(pem) {
-		return diag.New(diag.ExitRegistry, "read registry certificates: no certificate in %s", file)
-	}
-	return nil
 }
