@@ -67,7 +67,7 @@ func Open(ctx context.Context, env Env, in Inputs) (*Build, error) {
 	b.solver = engine.New(engine.Config{
 		Store: b.Store, Cache: cache.NewLocal(b.Store), Images: b.images, Contexts: in.Contexts, Sandbox: b.Sandbox,
 		Remotes:    remote.Env{Dir: dir, Environ: b.Environ, Memory: b.Store, Limits: layer.DefaultLimits()},
-		ResolvConf: resolvConf(), Progress: b.Progress,
+		ResolvConf: resolvConf(), Progress: b.Progress, Parallel: b.Parallel,
 	})
 	b.closers = append(b.closers, b.solver.Close)
 	return b, nil

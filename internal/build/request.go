@@ -64,6 +64,7 @@ type Env struct {
 	Progress *progress.Recorder
 	Sandbox  sandbox.Sandbox
 	Stdout   io.Writer // for outputs with dest=-
+	Parallel int       // RUN steps at the same time; 0: as many as there are CPUs
 	Environ  []string  // for fetching contexts: proxies, PATH for git
 }
 

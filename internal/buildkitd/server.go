@@ -43,6 +43,8 @@ type Options struct {
 	Log      *slog.Logger
 	// Entitlements are what clients may be granted beyond the default, by name.
 	Entitlements []string
+	Labels       map[string]string // of the worker, besides its own
+	Parallel     int               // RUN steps of a build at the same time; 0: as many as there are CPUs
 }
 
 // Server serves the API. Its methods are those of the gRPC services.

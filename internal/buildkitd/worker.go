@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"maps"
 	"os"
 	"strings"
 
@@ -32,7 +33,7 @@ type worker struct {
 func newWorker(o Options) worker {
 	host, _ := os.Hostname() // unknown is no trouble
 	sum := sha256.Sum256([]byte(host + "\x00" + o.Store.Root()))
-	return worker{
+	w := worker{
 		id: hex.EncodeToString(sum[:])[:25], // the same whenever this store is served
 		labels: map[string]string{
 			"org.mobyproject.buildkit.worker.executor":    "kiln-" + o.Sandbox.Name(),
@@ -45,6 +46,8 @@ func newWorker(o Options) worker {
 			Package: "github.com/kiln-build/kiln", Version: buildkitVersion, Revision: o.Version, DockerfileVersion: buildkitVersion,
 		},
 	}
+	maps.Copy(w.labels, o.Labels)
+	return w
 }
 
 func (w *worker) record() *apitypes.WorkerRecord {

@@ -439,7 +439,7 @@ func TestOpenRefuses(t *testing.T) {
 	hint("a directory of something else", full, "other files")
 
 	newer := must(Open(filepath.Join(base, "newer")))(t)
-	vf := newer.path(versionFile)
+	vf := newer.path(VersionFile)
 	os.Chmod(vf, 0o600)
 	os.WriteFile(vf, []byte("2\n"), 0o600)
 	hint("a newer version", newer.Root(), "layout version 2")
