@@ -10,6 +10,7 @@ import (
 	"github.com/moby/buildkit/solver/pb"
 	"github.com/moby/buildkit/util/grpcerrors"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/kiln-build/kiln/internal/diag"
 	"github.com/kiln-build/kiln/internal/sandbox"
@@ -20,6 +21,9 @@ import (
 func explain(err error) error {
 	if err == nil {
 		return nil
+	}
+	if _, ok := err.(interface{ GRPCStatus() *status.Status }); ok { //nolint:errorlint // not one in its chain
+		return err
 	}
 	said := &message{error: err, text: text(err)}
 	var out error = said

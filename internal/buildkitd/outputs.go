@@ -18,11 +18,11 @@ import (
 )
 
 // outputs puts what a request says of exporters into Kiln's words. What is not known is refused by
-// name. insecure are the registries that may be spoken to in the clear.
-func outputs(reqs []*controlapi.Exporter, p *peer.Peer) (x build.Export, insecure []string, err error) {
+// name. first is the number of the first of them. insecure are the registries that may be spoken to in the clear.
+func outputs(reqs []*controlapi.Exporter, p *peer.Peer, first int) (x build.Export, insecure []string, err error) {
 	for i, e := range reqs {
 		a := attrs{kind: e.GetType(), values: maps.Clone(e.GetAttrs())}
-		o := build.Output{To: p.Output(i)}
+		o := build.Output{To: p.Output(first + i)}
 		plain := false
 		switch a.kind {
 		case "image":

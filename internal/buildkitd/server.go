@@ -55,6 +55,7 @@ type Server struct {
 	health   *health.Server
 	sessions *sessions
 	jobs     *jobs
+	history  *history
 	worker   worker
 }
 
@@ -70,7 +71,7 @@ func New(o Options) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{opt: o, sessions: newSessions(manager), jobs: newJobs(), health: health.NewServer(), worker: newWorker(o)}
+	s := &Server{opt: o, sessions: newSessions(manager), jobs: newJobs(), history: newHistory(), health: health.NewServer(), worker: newWorker(o)}
 	s.grpc = grpc.NewServer(
 		grpc.Creds(newTransport()),
 		grpc.ChainUnaryInterceptor(s.unary), grpc.ChainStreamInterceptor(s.stream),
@@ -99,6 +100,7 @@ func (s *Server) Serve(ctx context.Context, grace time.Duration, listeners ...ne
 	}
 	s.health.Shutdown()
 	s.jobs.close()
+	s.history.close()
 	stopped := make(chan struct{})
 	go func() {
 		defer close(stopped)

@@ -11,6 +11,7 @@ import (
 	"github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/solver/errdefs"
 	"github.com/moby/buildkit/util/entitlements"
+	"github.com/opencontainers/go-digest"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -37,11 +38,16 @@ func (s *Server) Solve(ctx context.Context, req *controlapi.SolveRequest) (*cont
 	}
 	defer done()
 	defer j.status.end()
-	meta, err := s.solve(ctx, j, req, granted)
-	if err != nil {
-		return nil, err
+	if req.Internal {
+		meta, err := s.solve(ctx, j, req, granted)
+		return &controlapi.SolveResponse{ExporterResponse: meta}, err
 	}
-	return &controlapi.SolveResponse{ExporterResponse: meta}, nil
+	s.history.begin(j, req)
+	var meta map[string]string
+	err = errors.New("the build ended in an unforeseen way")
+	defer func() { s.history.end(context.WithoutCancel(ctx), j.ref, meta, err) }()
+	meta, err = s.solve(ctx, j, req, granted)
+	return &controlapi.SolveResponse{ExporterResponse: meta}, err
 }
 
 // check refuses what is not valid or not supported, before anything is done, and puts what clients of
@@ -68,8 +74,6 @@ func (s *Server) check(ctx context.Context, req *controlapi.SolveRequest) (entit
 		return unsupported("source policies are")
 	case req.ProxyNetwork:
 		return unsupported("the proxy network is")
-	case req.EnableSessionExporter:
-		return unsupported("exporters that the session chooses are")
 	case len(req.GetCache().GetExports()) > 0 || req.GetCache().GetExportRefDeprecated() != "":
 		return unsupported("cache exports are")
 	case len(req.GetCache().GetImports()) > 0 || len(req.GetCache().GetImportRefsDeprecated()) > 0:
@@ -111,7 +115,7 @@ func (s *Server) solve(ctx context.Context, j *job, req *controlapi.SolveRequest
 	get := func(ctx context.Context, id string) (session.Caller, error) { return s.sessions.get(ctx, id, j.owner) }
 	p := peer.New(ctx, get, req.Session, scratch)
 	defer p.Close()
-	x, insecure, err := outputs(req.Exporters, p)
+	x, insecure, err := outputs(req.Exporters, p, 0)
 	if err != nil {
 		return nil, err
 	}
@@ -135,7 +139,15 @@ func (s *Server) solve(ctx context.Context, j *job, req *controlapi.SolveRequest
 	if err != nil {
 		return nil, ending(ctx, err)
 	}
+	if req.EnableSessionExporter {
+		if err := run.addOutputs(ctx, res, &x); err != nil {
+			return nil, ending(ctx, err)
+		}
+	}
 	meta, err := run.export(ctx, res, x)
+	if err == nil && req.EnableSessionExporter {
+		err = p.FinalizeExport(ctx, meta)
+	}
 	return meta, ending(ctx, err)
 }
 
@@ -221,6 +233,30 @@ func (r *running) frontend(ctx context.Context, req request) (*frontend.Result, 
 		return nil, status.Errorf(codes.InvalidArgument, "invalid frontend: %s", req.Frontend)
 	}
 	return r.build.Frontend(ctx, frontend.Input{Attrs: attrs, Inputs: req.Inputs, SessionID: r.session, Contexts: r.peer})
+}
+
+// addOutputs adds those that the client chooses when it knows the result.
+func (r *running) addOutputs(ctx context.Context, res *frontend.Result, x *build.Export) error {
+	var refs []string
+	_ = res.Each(func(def *frontend.Definition) error {
+		if n := len(def.GetDef()); n > 0 {
+			refs = append(refs, digest.FromBytes(def.Def[n-1]).String())
+		}
+		return nil
+	})
+	found, err := r.peer.FindExporters(ctx, res.Metadata, refs)
+	if err != nil {
+		return err
+	}
+	more, insecure, err := outputs(found, r.peer, len(x.Outputs))
+	if err != nil {
+		return err
+	}
+	if len(insecure) > 0 {
+		return status.Error(codes.Unimplemented, "exporters that the session chooses cannot use registry.insecure")
+	}
+	x.Outputs = append(x.Outputs, more.Outputs...)
+	return nil
 }
 
 // export writes the result to where it was asked for.

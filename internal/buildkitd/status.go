@@ -32,8 +32,11 @@ type statusLog struct {
 	entries []*controlapi.StatusResponse // one for each event; never changed, but replaced by nothing
 	logs    int                          // bytes of output in entries
 	oldest  int                          // entries before have no output any more
+	limit   int                          // of logs
 	latest  map[transfer]int             // the entry with the last state of each
-	changed chan struct{}                // closed, and made anew, when an entry was added
+	steps   map[string]*controlapi.Vertex
+	warned  int32
+	changed chan struct{} // closed, and made anew, when an entry was added
 	ended   bool
 }
 
@@ -41,7 +44,37 @@ type statusLog struct {
 type transfer struct{ vertex, id string }
 
 func newStatusLog() *statusLog {
-	return &statusLog{trans: progress.NewTranslator(), latest: map[transfer]int{}, changed: make(chan struct{})}
+	return &statusLog{
+		trans: progress.NewTranslator(), limit: maxKeptLogs, latest: map[transfer]int{}, changed: make(chan struct{}),
+		steps: map[string]*controlapi.Vertex{},
+	}
+}
+
+// counts are of steps and warnings.
+type counts struct{ total, completed, cached, warnings int32 }
+
+// summary counts the steps so far.
+func (l *statusLog) summary() counts {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	c := counts{total: int32(len(l.steps)), warnings: l.warned}
+	for _, v := range l.steps {
+		if v.Completed != nil {
+			c.completed++
+		}
+		if v.Cached {
+			c.cached++
+		}
+	}
+	return c
+}
+
+// shrink bounds what is kept of the steps' output from now on, in bytes.
+func (l *statusLog) shrink(limit int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.limit = limit
+	l.cut()
 }
 
 // Send implements progress.Sink.
@@ -70,15 +103,24 @@ func (l *statusLog) add(r *controlapi.StatusResponse) {
 	for _, m := range r.Logs {
 		l.logs += len(m.Msg)
 	}
+	for _, v := range r.Vertexes {
+		l.steps[v.Digest] = v
+	}
+	l.warned += int32(len(r.Warnings))
 	l.entries = append(l.entries, r)
-	for ; l.logs > maxKeptLogs; l.oldest++ {
+	l.cut()
+	close(l.changed)
+	l.changed = make(chan struct{})
+}
+
+// cut drops the oldest output that is too much. l.mu is held.
+func (l *statusLog) cut() {
+	for ; l.logs > l.limit; l.oldest++ {
 		for _, m := range l.entries[l.oldest].GetLogs() {
 			l.logs -= len(m.Msg)
 			l.entries[l.oldest] = nil // it was output alone
 		}
 	}
-	close(l.changed)
-	l.changed = make(chan struct{})
 }
 
 // end says that nothing more will happen.
@@ -199,11 +241,15 @@ func (s *Server) Status(req *controlapi.StatusRequest, stream controlapi.Control
 	if err := sendTime(stream); err != nil {
 		return err
 	}
-	j, err := s.jobs.find(stream.Context(), req.Ref, caller(stream.Context()))
+	ctx := stream.Context()
+	if log := s.history.status(req.Ref, caller(ctx)); log != nil {
+		return log.follow(ctx, stream.Send)
+	}
+	j, err := s.jobs.find(ctx, req.Ref, caller(ctx)) // one that has not begun yet, or is in no history
 	if err != nil {
 		return err
 	}
-	return j.status.follow(stream.Context(), stream.Send)
+	return j.status.follow(ctx, stream.Send)
 }
 
 // sendTime tells the client what time it is here, for clocks that disagree.
