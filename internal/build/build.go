@@ -24,6 +24,9 @@ type Inputs struct {
 	Contexts source.Contexts
 	Layouts  Layouts // nil: there are none
 	Pull     bool    // ask the registry though the local store has the image
+	// Secrets and SSH are what a user passed for this build; nil: nothing.
+	Secrets remote.Secrets
+	SSH     remote.SSH
 }
 
 // Layouts opens the OCI layouts that a build may start from.
@@ -66,6 +69,7 @@ func Open(ctx context.Context, env Env, in Inputs) (*Build, error) {
 	b.closers = append(b.closers, func() error { cleanup(); return nil })
 	b.solver = engine.New(engine.Config{
 		Store: b.Store, Cache: cache.NewLocal(b.Store), Images: b.images, Contexts: in.Contexts, Sandbox: b.Sandbox,
+		Secrets: in.Secrets, SSH: in.SSH,
 		Remotes:    remote.Env{Dir: dir, Environ: b.Environ, Memory: b.Store, Limits: layer.DefaultLimits()},
 		ResolvConf: resolvConf(), Progress: b.Progress, Parallel: b.Parallel,
 	})
