@@ -48,8 +48,8 @@ type registryConfig struct {
 	Insecure bool     `toml:"insecure"`
 	CA       []string `toml:"ca"`
 	KeyPair  []struct {
-		Cert string `toml:"cert"`
 		Key  string `toml:"key"`
+		Cert string `toml:"cert"`
 	} `toml:"keypair"`
 }
 
@@ -113,7 +113,7 @@ func (c *Config) Registries(o *registry.Options) {
 		}
 		certs := registry.Certs{CAs: r.CA}
 		for _, p := range r.KeyPair {
-			certs.Pairs = append(certs.Pairs, registry.KeyPair(p))
+			certs.Pairs = append(certs.Pairs, registry.KeyPair{Cert: p.Cert, Key: p.Key})
 		}
 		if o.Certs == nil {
 			o.Certs = map[string]registry.Certs{}

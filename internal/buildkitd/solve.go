@@ -115,18 +115,18 @@ func (s *Server) solve(ctx context.Context, j *job, req *controlapi.SolveRequest
 	get := func(ctx context.Context, id string) (session.Caller, error) { return s.sessions.get(ctx, id, j.owner) }
 	p := peer.New(ctx, get, req.Session, scratch)
 	defer p.Close()
-	x, insecure, err := outputs(req.Exporters, p, 0)
+	out, err := outputs(req.Exporters, p, 0)
 	if err != nil {
 		return nil, err
 	}
 	ro := s.opt.Registry
-	ro.Keychain, ro.Insecure = p, append(insecure, ro.Insecure...)
+	ro.Keychain, ro.Insecure = p, append(insecureHosts(out), ro.Insecure...)
 	reg, err := registry.New(ro)
 	if err != nil {
 		return nil, err
 	}
 	env := build.Env{Store: s.opt.Store, Registry: reg, Progress: rec, Sandbox: s.opt.Sandbox, Parallel: s.opt.Parallel, Environ: s.opt.Environ}
-	b, err := build.Open(ctx, env, build.Inputs{Contexts: p, Layouts: p, Pull: true})
+	b, err := build.Open(ctx, env, build.Inputs{Contexts: p, Layouts: p, Secrets: p, SSH: p, Pull: true})
 	if err != nil {
 		return nil, err
 	}
@@ -140,11 +140,11 @@ func (s *Server) solve(ctx context.Context, j *job, req *controlapi.SolveRequest
 		return nil, ending(ctx, err)
 	}
 	if req.EnableSessionExporter {
-		if err := run.addOutputs(ctx, res, &x); err != nil {
+		if out, err = run.addOutputs(ctx, res, out); err != nil {
 			return nil, ending(ctx, err)
 		}
 	}
-	meta, err := run.export(ctx, res, x)
+	meta, err := run.export(ctx, res, out)
 	if err == nil && req.EnableSessionExporter {
 		err = p.FinalizeExport(ctx, meta)
 	}
@@ -236,7 +236,7 @@ func (r *running) frontend(ctx context.Context, req request) (*frontend.Result, 
 }
 
 // addOutputs adds those that the client chooses when it knows the result.
-func (r *running) addOutputs(ctx context.Context, res *frontend.Result, x *build.Export) error {
+func (r *running) addOutputs(ctx context.Context, res *frontend.Result, out []build.Output) ([]build.Output, error) {
 	var refs []string
 	_ = res.Each(func(def *frontend.Definition) error {
 		if n := len(def.GetDef()); n > 0 {
@@ -246,26 +246,28 @@ func (r *running) addOutputs(ctx context.Context, res *frontend.Result, x *build
 	})
 	found, err := r.peer.FindExporters(ctx, res.Metadata, refs)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	more, insecure, err := outputs(found, r.peer, len(x.Outputs))
+	more, err := outputs(found, r.peer, len(out))
 	if err != nil {
-		return err
+		return nil, err
 	}
-	if len(insecure) > 0 {
-		return status.Error(codes.Unimplemented, "exporters that the session chooses cannot use registry.insecure")
+	if len(insecureHosts(more)) > 0 {
+		return nil, status.Error(codes.Unimplemented, "exporters that the session chooses cannot use registry.insecure")
 	}
-	x.Outputs = append(x.Outputs, more.Outputs...)
-	return nil
+	return append(out, more...), nil
 }
 
 // export writes the result to where it was asked for.
-func (r *running) export(ctx context.Context, res *frontend.Result, x build.Export) (map[string]string, error) {
+func (r *running) export(ctx context.Context, res *frontend.Result, outputs []build.Output) (map[string]string, error) {
+	if err := name(outputs, string(res.Metadata["image.name"])); err != nil {
+		return nil, err
+	}
 	plan, err := res.Plan()
 	if err != nil {
 		return nil, err
 	}
-	out, err := r.build.Export(ctx, plan, x)
+	out, err := r.build.Export(ctx, plan, build.Export{Outputs: outputs})
 	if err != nil {
 		return nil, err
 	}

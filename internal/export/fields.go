@@ -16,6 +16,7 @@ import (
 type fields struct {
 	kv   map[string]string
 	used map[string]bool // asked for: so it exists
+	api  bool            // they are an exporter's attributes, of BuildKit's API
 	err  error
 }
 
@@ -36,6 +37,9 @@ func (f *fields) flag(k string, def bool) bool {
 	v, ok := f.kv[k]
 	if !ok {
 		return def
+	}
+	if v == "" && f.api {
+		return true
 	}
 	b, err := strconv.ParseBool(v)
 	if err != nil {

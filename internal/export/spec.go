@@ -5,6 +5,7 @@ package export
 import (
 	"encoding/csv"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -113,6 +114,24 @@ func ParseSpec(s string) (Spec, error) {
 	return sp, nil
 }
 
+// FromAttrs is the Spec of an exporter of BuildKit's API: what goes to files goes to the client's, who
+// knows where they are. Unknown attributes and types are errors (diag.ExitUsage).
+func FromAttrs(kind string, attrs map[string]string) (Spec, error) {
+	f := &fields{kv: maps.Clone(attrs), used: map[string]bool{}, api: true}
+	if f.kv == nil {
+		f.kv = map[string]string{}
+	}
+	f.kv["type"] = kind
+	if slices.Contains([]Type{OCI, Docker, Tar, Local}, Type(kind)) {
+		f.kv["dest"] = "-"
+	}
+	sp, err := fromFields(f)
+	if err != nil {
+		return Spec{}, diag.New(diag.ExitUsage, "exporter %s: %w", kind, err)
+	}
+	return sp, nil
+}
+
 func fromFields(f *fields) (Spec, error) {
 	sp := Spec{Type: Type(f.text("type"))}
 	if !slices.Contains(Types(), sp.Type) {
@@ -137,7 +156,7 @@ func fromFields(f *fields) (Spec, error) {
 		f.err = f.unused(sp.Type)
 	}
 	if f.err == nil {
-		f.err = sp.check()
+		f.err = sp.check(f.api)
 	}
 	return sp, f.err
 }
@@ -195,7 +214,9 @@ func (s *Spec) readFiles(f *fields) {
 		s.Split = &split
 	}
 	f.text("attestation-prefix") // of files that there are none of
-	if mode := f.text("mode"); s.Type == Local && mode != "" && mode != "copy" {
+	if mode := f.text("mode"); f.api && s.Type == Local && mode == "delete" {
+		return // the client does it
+	} else if s.Type == Local && mode != "" && mode != "copy" {
 		f.fail("mode=%s is not supported: nothing is deleted in the directory. Empty it first", mode)
 	} else if s.Type == Tar && mode != "" {
 		f.fail(`type=tar has no option "mode"`)
@@ -203,12 +224,12 @@ func (s *Spec) readFiles(f *fields) {
 }
 
 // check finds options that contradict each other.
-func (s *Spec) check() error {
+func (s *Spec) check(api bool) error {
 	refuse := func(format string, a ...any) error { return diag.New(diag.ExitUsage, format, a...) }
 	switch {
 	case slices.Contains([]Type{OCI, Tar, Local}, s.Type) && s.Dest == "":
 		return refuse("type=%s needs dest=PATH", s.Type)
-	case s.Dest == "-" && (s.Type == Local || s.Dir):
+	case !api && s.Dest == "-" && (s.Type == Local || s.Dir):
 		return refuse("a directory cannot go to standard output")
 	case s.DockerTypes && s.Compression == layer.Zstd:
 		return refuse("compression=zstd conflicts with oci-mediatypes=false: docker's media types have no name for it")

@@ -9,21 +9,37 @@ import (
 	"github.com/moby/buildkit/session/filesync"
 	"github.com/tonistiigi/fsutil"
 
+	"github.com/kiln-build/kiln/internal/build"
+	"github.com/kiln-build/kiln/internal/diag"
+	"github.com/kiln-build/kiln/internal/export"
 	"github.com/kiln-build/kiln/internal/frontend"
 	"github.com/kiln-build/kiln/internal/tree"
 )
 
-// Output is where the client takes the files of one output.
-type Output struct {
+// output is where the client takes the files of one output.
+type output struct {
 	peer *Peer
 	id   int
 }
 
 // Output returns where the output with that number, in the order of the request, goes.
-func (p *Peer) Output(id int) *Output { return &Output{peer: p, id: id} }
+func (p *Peer) Output(id int, s export.Spec) (build.Destination, error) {
+	o := &output{peer: p, id: id}
+	if s.Dir {
+		return nil, diag.New(diag.ExitUsage, "exporter %s: tar=false is not supported: the client has to unpack the archive", s.Type)
+	}
+	c, err := p.caller(p.ctx, "")
+	if err != nil {
+		return nil, err
+	}
+	if !supports(c, filesync.FileSend_ServiceDesc.ServiceName, "DiffCopy") {
+		return nil, diag.New(diag.ExitUsage, "exporter %s: the client takes no files", s.Type)
+	}
+	return o, nil
+}
 
 // File opens the file that the client writes the output to.
-func (o *Output) File(ctx context.Context, meta map[string]string) (io.WriteCloser, error) {
+func (o *output) File(ctx context.Context, meta map[string]string) (io.WriteCloser, error) {
 	c, err := o.peer.caller(ctx, "")
 	if err != nil {
 		return nil, err
@@ -31,13 +47,14 @@ func (o *Output) File(ctx context.Context, meta map[string]string) (io.WriteClos
 	return filesync.CopyFileWriter(ctx, meta, o.id, c)
 }
 
-// Tree has the client write a root file system into its directory.
-func (o *Output) Tree(ctx context.Context, t tree.Tree) error {
+// Tree has the client write a root file system into its directory. All platforms' files come in one
+// transfer, as clients want it that delete what else is there.
+func (o *output) Tree(ctx context.Context, t tree.Tree) error {
 	c, err := o.peer.caller(ctx, "")
 	if err != nil {
 		return err
 	}
-	return filesync.CopyToCaller(ctx, sent{t}, o.id, c, nil)
+	return filesync.CopyToCaller(ctx, sent{t}, o.id, c, nil, filesync.WithExporterMultiPlatformTransfer())
 }
 
 // sent is a tree as fsutil sends one.
