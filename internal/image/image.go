@@ -25,7 +25,23 @@ type Layer struct {
 	// whose history knows. It is kept with the layer so that a build which
 	// finds everything in the cache gives the same image, byte by byte.
 	Created time.Time `json:"created,omitzero"`
+	// Newest is the latest time of a file in a layer that a build made. Zero: not known.
+	Newest time.Time `json:"newest,omitzero"`
 }
+
+// Built reports whether a build made the layer, and it did not come with an image.
+func (l Layer) Built() bool { return !l.Created.IsZero() }
+
+// LostError says that a layer cannot be had: it is not where it should be, or
+// what is there is something else. What a build made, a build can make again.
+type LostError struct {
+	Layer Layer
+	Err   error
+}
+
+func (e *LostError) Error() string { return e.Err.Error() }
+
+func (e *LostError) Unwrap() error { return e.Err }
 
 // Image is one platform's image as a registry, archive or the local store has it.
 type Image struct {
