@@ -13,6 +13,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/kiln-build/kiln/internal/cache/remote"
 	"github.com/kiln-build/kiln/internal/image"
 	"github.com/kiln-build/kiln/internal/registry"
 	"github.com/kiln-build/kiln/internal/store"
@@ -109,8 +110,19 @@ func (s *images) ResolveLayout(ctx context.Context, name string, d digest.Digest
 	return l.Resolve(ctx, d.String(), p)
 }
 
-// Fetch implements image.Fetcher.
+// Fetch implements image.Fetcher. Its errors, and those of reading, are *image.LostError.
 func (s *images) Fetch(ctx context.Context, l image.Layer) (io.ReadCloser, error) {
+	r, err := s.fetch(ctx, l)
+	if err != nil {
+		return nil, &image.LostError{Layer: l, Err: err}
+	}
+	return &lossReader{r, l}, nil
+}
+
+func (s *images) fetch(ctx context.Context, l image.Layer) (io.ReadCloser, error) {
+	if dir, ok := strings.CutPrefix(l.Origin, remote.DirectoryOrigin); ok {
+		return image.LayoutBlobs(dir).Fetch(ctx, l)
+	}
 	if l.Origin == "" {
 		for _, lo := range s.layouts {
 			if r, err := lo.Fetch(ctx, l); err == nil {

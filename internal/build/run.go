@@ -2,6 +2,7 @@ package build
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -14,6 +15,7 @@ import (
 	"github.com/containerd/platforms"
 
 	"github.com/kiln-build/kiln/internal/cache"
+	"github.com/kiln-build/kiln/internal/cache/remote"
 	"github.com/kiln-build/kiln/internal/diag"
 	"github.com/kiln-build/kiln/internal/engine"
 	"github.com/kiln-build/kiln/internal/engine/llb"
@@ -44,16 +46,26 @@ func Run(ctx context.Context, env Env, req Request) (*Result, error) {
 }
 
 func run(ctx context.Context, env Env, req Request) (*Result, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
 	j, err := newJob(ctx, env, req)
 	if err != nil {
+		cancel(nil)
 		return nil, err
 	}
 	defer j.close()
+	defer cancel(nil) // first: closing waits for what is under way
+	if err := j.openCaches(cancel); err != nil {
+		return nil, err
+	}
 	plan, err := j.plan(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return j.run(ctx, plan)
+	res, err := j.run(ctx, plan)
+	if err != nil {
+		return nil, because(ctx, err) // maybe a cache that could not be written
+	}
+	return res, nil
 }
 
 // because prefers the reason why a context ended to what that led to. A time
@@ -100,6 +112,8 @@ type job struct {
 	outputs []output
 	epoch   *time.Time
 	images  *images
+	caches  caches
+	lost    lost
 	input   frontend.Input
 	opening sync.Once
 	pushes  []*export.Push
@@ -133,6 +147,9 @@ func newJob(ctx context.Context, env Env, req Request) (_ *job, err error) {
 }
 
 func (j *job) close() {
+	if err := j.caches.close(); err != nil {
+		j.Progress.Warn("close cache: " + err.Error())
+	}
 	for _, c := range j.closers {
 		if err := c(); err != nil {
 			j.Progress.Warn("close: " + err.Error())
@@ -247,6 +264,10 @@ func (j *job) run(ctx context.Context, plan *frontend.Plan) (*Result, error) {
 		}
 		built = append(built, img)
 	}
+	// Before there is any name for the result: a build that fails has given none.
+	if err := j.caches.flush(ctx); err != nil {
+		return nil, err
+	}
 	return j.export(ctx, built)
 }
 
@@ -265,38 +286,76 @@ func epoch(req Request) (*time.Time, error) {
 	return &t, nil
 }
 
-// platform builds one platform's image. Without need for more, it has layers alone.
+// platform builds one platform's image. Layers that a cache promised and that cannot
+// be had are built in another attempt.
 func (j *job) platform(ctx context.Context, p frontend.PlatformPlan) (*image.Image, error) {
 	g, err := llb.Decode(p.Definition)
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithCancelCause(ctx)
+	for n := 1; ; n++ {
+		img, err := j.attempt(ctx, p, g)
+		if err == nil || !j.retry(ctx, err, n) {
+			return img, err
+		}
+	}
+}
+
+// attempt builds one platform's image. Without need for more, it has layers alone.
+func (j *job) attempt(whole context.Context, p frontend.PlatformPlan, g *engine.Graph) (*image.Image, error) {
+	ctx, cancel := context.WithCancelCause(whole)
 	up := newUploads(j, cancel)
 	defer up.wait()
 	defer cancel(nil)
-	layers, err := engine.Solve(ctx, engine.Config{
+	var results results
+	c := engine.Config{
 		Store: j.Store, Cache: cache.NewLocal(j.Store), Images: j.images, Trees: j.input.Trees,
+		From: j.caches.from, Lost: func(l image.Layer) bool { return j.lost.has(j.Store, l) },
 		Sandbox:    func(context.Context) (sandbox.Sandbox, error) { return j.Sandbox, nil },
 		ResolvConf: resolvConf(), Progress: j.Progress, OnLayers: func(ls []image.Layer) { up.begin(ctx, ls) },
-	}, g)
+	}
+	if j.caches.written() {
+		c.OnResult = func(r engine.Result) {
+			j.caches.save(whole, r)
+			results.add(r)
+		}
+	}
+	computed, err := engine.Solve(ctx, c, g)
 	if err != nil {
+		return nil, err
+	}
+	layers := computed
+	if j.needsImage() {
+		up.begin(ctx, layers)
+		if layers, err = up.finish(); err != nil {
+			return nil, err
+		}
+	}
+	if layers, err = j.bring(ctx, layers); err != nil {
 		return nil, err
 	}
 	if !j.needsImage() {
 		return &image.Image{Layers: layers}, nil
 	}
-	up.begin(ctx, layers)
-	if layers, err = up.finish(); err != nil {
-		return nil, err
-	}
+	return j.assemble(p, layers, computed, results.all)
+}
+
+// assemble makes an image of its layers. results go into its config if that was asked for.
+func (j *job) assemble(p frontend.PlatformPlan, layers, computed []image.Layer, results []remote.InlineResult) (*image.Image, error) {
 	opt := image.AssembleOptions{Config: p.Config, BaseConfig: p.BaseConfig, Epoch: j.epoch}
 	for _, l := range layers {
 		n := image.NewLayer{Layer: l}
-		if !l.Created.IsZero() {
+		if l.Built() {
 			n.Created = &l.Created
 		}
 		opt.Layers = append(opt.Layers, n)
+	}
+	if j.caches.inline {
+		field, err := remote.EncodeInline(results, computed, layers, j.epoch)
+		if err != nil {
+			return nil, err
+		}
+		opt.Extra = map[string]json.RawMessage{remote.InlineField: field}
 	}
 	img, err := image.Assemble(opt)
 	if err != nil {

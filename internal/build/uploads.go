@@ -84,17 +84,17 @@ func (u *uploads) send(ctx context.Context, l image.Layer) (image.Layer, error) 
 // pack gives a layer its compressed blob. A layer that some registry has
 // keeps the blob it has there.
 func (u *uploads) pack(ctx context.Context, l image.Layer) (image.Layer, error) {
-	if l.Origin != "" && l.Blob.Digest != "" {
+	clamp := u.j.epoch != nil && l.Built() // what came with a base image stays as it is
+	if l.Origin != "" && l.Blob.Digest != "" && !clamp {
 		return l, nil
 	}
 	if err := u.packing.Acquire(ctx, 1); err != nil {
 		return l, context.Cause(ctx)
 	}
 	defer u.packing.Release(1)
-	// What a build made has a time of its own; what came with a base image stays as it is.
-	if e := u.j.epoch; e != nil && !l.Created.IsZero() {
+	if clamp {
 		var err error
-		if l, err = export.ClampLayer(ctx, u.j.Store, u.j.images, l, *e); err != nil {
+		if l, err = u.j.clamped(ctx, l, *u.j.epoch); err != nil {
 			return l, err
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/containerd/platforms"
+	"github.com/kiln-build/kiln/internal/cache"
 	"github.com/kiln-build/kiln/internal/diag"
 	"github.com/kiln-build/kiln/internal/progress"
 	"github.com/spf13/cobra"
@@ -46,6 +47,8 @@ type buildFlags struct {
 	Labels       []string // K=V
 	Platforms    []string
 	NoCache      bool
+	CacheFrom    []string
+	CacheTo      []string
 	Pull         bool
 	Push         bool
 	Outputs      []string
@@ -75,6 +78,8 @@ func newBuildFlags(cmd *cobra.Command) *buildFlags {
 	fl.StringArrayVar(&f.Labels, "label", nil, "label of the image, NAME=VALUE")
 	fl.StringSliceVar(&f.Platforms, "platform", nil, "platform to build for, OS/ARCH[/VARIANT] (default this machine's)")
 	fl.BoolVar(&f.NoCache, "no-cache", false, "run every step, use no cached result")
+	fl.StringArrayVar(&f.CacheFrom, "cache-from", nil, "cache to read, type=registry,ref=REF|type=local,src=DIR, or REF; may be given more than once")
+	fl.StringArrayVar(&f.CacheTo, "cache-to", nil, "cache to write, type=registry,ref=REF|type=local,dest=DIR|type=inline[,mode=min|max]")
 	fl.BoolVar(&f.Pull, "pull", false, "ask registries for base images even if the store has them")
 	fl.BoolVar(&f.Push, "push", false, "push the image under each of its names (short for --output=type=registry)")
 	fl.StringArrayVarP(&f.Outputs, "output", "o", nil, "type=registry|image|oci|docker|tar|local[,dest=PATH]; or a directory, or \"-\" for a tar")
@@ -134,6 +139,9 @@ func (f *buildFlags) check(cmd *cobra.Command) error {
 }
 
 func (f *buildFlags) checkLists(cmd *cobra.Command) error {
+	if _, _, err := f.caches(); err != nil {
+		return err
+	}
 	for _, t := range f.Tags {
 		if _, err := taggable(t); err != nil {
 			return err
@@ -165,6 +173,25 @@ func (f *buildFlags) checkLists(cmd *cobra.Command) error {
 		}
 	}
 	return nil
+}
+
+// caches are those that are to be read and written.
+func (f *buildFlags) caches() (from, to []cache.Spec, err error) {
+	for _, s := range f.CacheFrom {
+		specs, err := cache.ParseFrom(s)
+		if err != nil {
+			return nil, nil, err
+		}
+		from = append(from, specs...)
+	}
+	for _, s := range f.CacheTo {
+		spec, err := cache.ParseTo(s)
+		if err != nil {
+			return nil, nil, err
+		}
+		to = append(to, spec)
+	}
+	return from, to, nil
 }
 
 func oneOf(cmd *cobra.Command, flag, value string, allowed []string) error {

@@ -7,12 +7,14 @@ import (
 	"io"
 	"maps"
 	"os"
+	"strconv"
 	"strings"
 
 	"github.com/containerd/platforms"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/kiln-build/kiln/internal/build"
+	"github.com/kiln-build/kiln/internal/cache"
 	"github.com/kiln-build/kiln/internal/diag"
 	"github.com/kiln-build/kiln/internal/export"
 	"github.com/kiln-build/kiln/internal/layer"
@@ -96,6 +98,13 @@ func (a *App) request(f *buildFlags) (build.Request, error) {
 			}
 		}
 		req.BuildArgs[k] = v
+	}
+	if req.CacheFrom, req.CacheTo, err = f.caches(); err != nil {
+		return req, err
+	}
+	// As docker does it, for those who cannot change the command.
+	if inline, _ := strconv.ParseBool(req.BuildArgs["BUILDKIT_INLINE_CACHE"]); inline {
+		req.CacheTo = append(req.CacheTo, cache.Spec{Type: cache.Inline, Mode: cache.Min})
 	}
 	for _, kv := range f.Labels {
 		k, v, _ := strings.Cut(kv, "=")

@@ -40,10 +40,10 @@ type Images interface {
 	image.Fetcher
 }
 
-// Config is what the engine works with. All fields but the last three are needed.
+// Config is what the engine works with. What may be left out says so.
 type Config struct {
 	Store  *store.Store
-	Cache  cache.Index
+	Cache  cache.Index // of the store
 	Images Images
 	// Sandbox is asked for when the first RUN step is to run, and once.
 	Sandbox func(ctx context.Context) (sandbox.Sandbox, error)
@@ -52,12 +52,28 @@ type Config struct {
 	// ResolvConf is shown to RUN steps as /etc/resolv.conf.
 	ResolvConf []byte
 
+	// From are asked, in this order, for records that Cache does not have. May be empty.
+	From []cache.Reader
+	// Lost says of layers that are not in the store that they cannot be fetched either,
+	// though a record says so. May be nil.
+	Lost func(image.Layer) bool
+	// OnResult is told of the result of every operation that has one, also of those
+	// that were not needed because of another's. May be nil.
+	OnResult func(Result)
+
 	Progress *progress.Recorder
 	// Parallel bounds the RUN steps that run at the same time; 0: as many as there are CPUs, two at least.
 	Parallel int
 	// OnLayers is told, while the build goes on, of layers that the result
-	// will have, from the bottom: each call repeats and extends the one before.
+	// will have, from the bottom: each call repeats and extends the one before. May be nil.
 	OnLayers func([]image.Layer)
+}
+
+// Result is what an operation gave, in this build or an earlier one.
+type Result struct {
+	Key digest.Digest // by definition
+	cache.Record
+	InResult bool // its layers are the bottom of the target's
 }
 
 // Solve computes the graph's target and returns the layers of its file system.
@@ -83,6 +99,9 @@ func Solve(ctx context.Context, c Config, g *Graph) ([]image.Layer, error) {
 	if err == nil && out.context != nil {
 		err = errors.New("the result of the build is a build context, and not a root file system")
 	}
+	if rebuildable(context.Cause(ctx)) {
+		r.cancelSteps(g.Ops)
+	}
 	if cause := context.Cause(ctx); cause != nil {
 		if errors.Is(err, cause) && diag.ExitCode(cause) == diag.ExitTimeout {
 			return nil, err // the cause, and the step that took so long
@@ -94,6 +113,9 @@ func Solve(ctx context.Context, c Config, g *Graph) ([]image.Layer, error) {
 	}
 	for _, op := range g.Ops {
 		r.states[op].step.Cached() // whatever was not needed
+	}
+	if err := r.tellRest(ctx, g.Ops); err != nil {
+		return nil, err
 	}
 	return out.layers, nil
 }
@@ -148,7 +170,8 @@ type run struct {
 	contexts map[*Local]tree.Tree
 	readers  map[digest.Digest]*layer.Reader
 	sessions map[*Op]*session
-	bound    map[bound]image.Layer // parts of build contexts that were mounted
+	images   map[digest.Digest]image.Layer // layers of all images that were resolved
+	bound    map[bound]image.Layer         // parts of build contexts that were mounted
 }
 
 // state is what a run knows about one operation.
@@ -171,6 +194,7 @@ type state struct {
 	ran      bool // its own work has begun, and failed
 	evalOnce sync.Once
 	out      snapshot
+	told     bool // of its result
 	err      error
 }
 
@@ -217,6 +241,11 @@ func (r *run) eval(ctx context.Context, op *Op) (snapshot, error) {
 // already. Only the first failure is shown: the rest follows from it.
 func (r *run) failed(ctx context.Context, s *state, err error) error {
 	err = r.at(ctx, s.op, err)
+	if rebuildable(err) {
+		s.step.Cancel() // the caller knows what to do
+		r.fail(err)
+		return err
+	}
 	// Of what --timeout ended, too: what it printed last may say why it took so long.
 	if ctx.Err() == nil || s.ran && diag.ExitCode(err) == diag.ExitTimeout {
 		s.step.Start()
@@ -239,43 +268,59 @@ func (r *run) compute(ctx context.Context, s *state) (snapshot, error) {
 	case *Image, *Layout:
 		return r.image(ctx, s)
 	}
-	key, err := r.keyOf(ctx, s.op)
+	rec, err := r.result(ctx, s)
 	if err != nil {
 		return snapshot{}, err
 	}
+	r.tell(s, *rec)
+	return snapshot{layers: rec.Layers}, nil
+}
+
+// result is what the operation gives: from the cache by its definition, from the
+// cache by the content of its computed inputs, or by doing it.
+func (r *run) result(ctx context.Context, s *state) (*cache.Record, error) {
+	key, err := r.keyOf(ctx, s.op)
+	if err != nil {
+		return nil, err
+	}
 	if !s.forced {
-		if hit, err := r.lookup(ctx, s, key); hit != nil || err != nil {
-			return snapshot{layers: hit}, err
+		if hit, err := r.lookup(ctx, key); hit != nil || err != nil {
+			s.step.Cached()
+			return hit, err
 		}
 	}
 	ins, err := r.inputs(ctx, s.op)
 	if err != nil {
-		return snapshot{}, err
+		return nil, err
 	}
 	content, err := r.contentKey(ctx, s.op, ins)
 	if err != nil {
-		return snapshot{}, err
+		return nil, err
 	}
-	var hit []image.Layer
+	var hit *cache.Record
 	if !s.op.IgnoreCache {
-		if hit, err = r.lookup(ctx, s, content); err != nil {
-			return snapshot{}, err
+		if hit, err = r.lookup(ctx, content); err != nil {
+			return nil, err
 		}
 	}
-	if hit == nil {
-		if hit, err = r.do(ctx, s, ins); err != nil {
+	did := hit == nil
+	if did {
+		ls, err := r.do(ctx, s, ins)
+		if err != nil {
 			s.ran = true
-			return snapshot{}, err
+			return nil, err
 		}
-		if err := r.save(ctx, content, hit); err != nil {
-			return snapshot{}, err
-		}
+		hit = &cache.Record{Layers: ls}
+	}
+	hit.Content = content
+	if err := r.Cache.Save(ctx, key, *hit); err != nil {
+		return nil, err
+	}
+	if did {
 		s.step.Done(nil)
 	}
-	if err := r.save(ctx, key, hit); err != nil {
-		return snapshot{}, err
-	}
-	return snapshot{layers: hit}, nil
+	s.step.Cached() // unless it was done
+	return hit, nil
 }
 
 // inputs computes all inputs of op at the same time. What one begins may
@@ -308,30 +353,4 @@ func (r *run) do(ctx context.Context, s *state, ins []snapshot) ([]image.Layer, 
 	default:
 		return nil, fmt.Errorf("operation %T is not known", do)
 	}
-}
-
-// lookup asks the cache. A record of which a layer can no longer be had is none.
-func (r *run) lookup(ctx context.Context, s *state, key digest.Digest) ([]image.Layer, error) {
-	rec, err := r.Cache.Lookup(ctx, key)
-	if err != nil || rec == nil {
-		return nil, err
-	}
-	for _, l := range rec.Layers {
-		if !r.available(l) {
-			return nil, nil
-		}
-	}
-	s.step.Cached()
-	return append([]image.Layer{}, rec.Layers...), nil // never nil
-}
-
-func (r *run) available(l image.Layer) bool {
-	if r.Store.HasLayer(l.DiffID) {
-		return true
-	}
-	if l.Blob.Digest == "" {
-		return false
-	}
-	_, err := r.Store.StatBlob(l.Blob.Digest)
-	return err == nil || l.Origin != ""
 }

@@ -7,7 +7,6 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
-	"github.com/kiln-build/kiln/internal/cache"
 	"github.com/kiln-build/kiln/internal/diag"
 	"github.com/kiln-build/kiln/internal/image"
 	"github.com/kiln-build/kiln/internal/layer"
@@ -16,14 +15,19 @@ import (
 	"github.com/kiln-build/kiln/internal/tree"
 )
 
-func (r *run) resolve(ctx context.Context, op *Op) (*image.Image, error) {
+func (r *run) resolve(ctx context.Context, op *Op) (img *image.Image, err error) {
 	switch do := op.Do.(type) {
 	case *Image:
-		return r.Images.Resolve(ctx, do.Ref, do.Platform)
+		img, err = r.Images.Resolve(ctx, do.Ref, do.Platform)
 	case *Layout:
-		return r.Images.ResolveLayout(ctx, do.Store, do.Digest, do.Platform)
+		img, err = r.Images.ResolveLayout(ctx, do.Store, do.Digest, do.Platform)
+	default:
+		err = fmt.Errorf("%T is not an image", op.Do)
 	}
-	return nil, fmt.Errorf("%T is not an image", op.Do)
+	if err == nil {
+		r.know(img.Layers)
+	}
+	return img, err
 }
 
 // image computes an image operation: it is wanted because something is to be
@@ -33,7 +37,7 @@ func (r *run) image(ctx context.Context, s *state) (snapshot, error) {
 	if err != nil {
 		return snapshot{}, err
 	}
-	if r.present(img.Layers) {
+	if r.present(img.Layers) || s.merged() {
 		s.step.Cached()
 		return snapshot{layers: img.Layers}, nil
 	}
@@ -47,6 +51,17 @@ func (r *run) image(ctx context.Context, s *state) (snapshot, error) {
 	}
 	s.step.Done(nil)
 	return snapshot{layers: ls}, nil
+}
+
+// merged reports whether nobody looks at the operation's files: they are laid
+// over or under others.
+func (s *state) merged() bool {
+	for c := range s.consumers {
+		if _, ok := c.Do.(*Merge); !ok {
+			return false
+		}
+	}
+	return len(s.consumers) > 0
 }
 
 func (r *run) present(ls []image.Layer) bool {
@@ -127,10 +142,6 @@ func (r *run) reader(ctx context.Context, l image.Layer) (*layer.Reader, error) 
 	}
 	r.readers[l.DiffID] = rd
 	return rd, nil
-}
-
-func (r *run) save(ctx context.Context, key digest.Digest, ls []image.Layer) error {
-	return r.Cache.Save(ctx, key, cache.Record{Layers: ls})
 }
 
 // at adds the operation's place in the Dockerfile to an error, unless it has one.

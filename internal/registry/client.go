@@ -66,6 +66,7 @@ type Client struct {
 	net       *wire.Net
 	parallel  int64
 	pushCheck bool
+	placed    *placed
 
 	mu    sync.Mutex
 	slots map[string]*semaphore.Weighted
@@ -83,7 +84,7 @@ func New(o Options) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Client{net: n, parallel: int64(o.Parallel), pushCheck: !o.SkipPushCheck, slots: map[string]*semaphore.Weighted{}}, nil
+	return &Client{net: n, parallel: int64(o.Parallel), pushCheck: !o.SkipPushCheck, placed: newPlaced(), slots: map[string]*semaphore.Weighted{}}, nil
 }
 
 // slot waits for one of the registry's places for uploads or downloads and
