@@ -29,11 +29,19 @@ type caches struct {
 	mode   cache.Mode    // of to
 	inline bool          // records go into the image, too
 	open   map[string]*remote.Cache
+	// save gives a result to the cache that is written. What it begins goes on until the
+	// build ends, and not just an attempt.
+	save func(engine.Result)
 }
 
 // openCaches opens the caches of a request. No request is sent yet.
-func (j *job) openCaches(fail func(error)) error {
+func (j *job) openCaches(ctx context.Context, fail func(error)) error {
 	j.caches.open = map[string]*remote.Cache{}
+	j.caches.save = func(r engine.Result) {
+		if c := j.caches; c.to != nil && (c.mode == cache.Max || r.InResult) {
+			_ = c.to.Save(ctx, r.Key, r.Record) // it never fails; Flush does
+		}
+	}
 	for _, sp := range j.req.CacheTo {
 		switch {
 		case sp.Type == cache.Inline:
@@ -89,13 +97,6 @@ func (c *caches) close() error {
 		errs = append(errs, o.Close())
 	}
 	return errors.Join(errs...)
-}
-
-// save gives a result to the cache that is written.
-func (c *caches) save(ctx context.Context, r engine.Result) {
-	if c.to != nil && (c.mode == cache.Max || r.InResult) {
-		_ = c.to.Save(ctx, r.Key, r.Record) // it never fails; Flush does
-	}
 }
 
 // written reports whether any cache is written.
@@ -157,7 +158,7 @@ func (j *job) keepClamped(ctx context.Context, local *cache.Local, key digest.Di
 	if err := local.Save(ctx, key, r); err != nil {
 		return err
 	}
-	j.caches.save(ctx, engine.Result{Key: key, Record: r, InResult: true})
+	j.caches.save(engine.Result{Key: key, Record: r, InResult: true})
 	return nil
 }
 

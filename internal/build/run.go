@@ -54,7 +54,7 @@ func run(ctx context.Context, env Env, req Request) (*Result, error) {
 	}
 	defer j.close()
 	defer cancel(nil) // first: closing waits for what is under way
-	if err := j.openCaches(cancel); err != nil {
+	if err := j.openCaches(ctx, cancel); err != nil {
 		return nil, err
 	}
 	plan, err := j.plan(ctx)
@@ -304,7 +304,7 @@ func (j *job) platform(ctx context.Context, p frontend.PlatformPlan) (*image.Ima
 // attempt builds one platform's image. Without need for more, it has layers alone.
 func (j *job) attempt(whole context.Context, p frontend.PlatformPlan, g *engine.Graph) (*image.Image, error) {
 	ctx, cancel := context.WithCancelCause(whole)
-	up := newUploads(j, cancel)
+	up := newUploads(j, func() ([]*export.Push, error) { return j.openPushes(whole) }, cancel)
 	defer up.wait()
 	defer cancel(nil)
 	var results results
@@ -316,7 +316,7 @@ func (j *job) attempt(whole context.Context, p frontend.PlatformPlan, g *engine.
 	}
 	if j.caches.written() {
 		c.OnResult = func(r engine.Result) {
-			j.caches.save(whole, r)
+			j.caches.save(r)
 			results.add(r)
 		}
 	}

@@ -16,7 +16,8 @@ import (
 // go, while later steps still run.
 type uploads struct {
 	j       *job
-	fail    context.CancelCauseFunc // ends the build: what cannot be sent need not be built
+	pushes  func() ([]*export.Push, error)
+	fail    context.CancelCauseFunc // ends the attempt: what cannot be sent need not be built
 	wg      sync.WaitGroup
 	packing *semaphore.Weighted // compression uses all CPUs: one layer at a time
 
@@ -32,8 +33,8 @@ type upload struct {
 	err    error
 }
 
-func newUploads(j *job, fail context.CancelCauseFunc) *uploads {
-	return &uploads{j: j, fail: fail, packing: semaphore.NewWeighted(1)}
+func newUploads(j *job, pushes func() ([]*export.Push, error), fail context.CancelCauseFunc) *uploads {
+	return &uploads{j: j, pushes: pushes, fail: fail, packing: semaphore.NewWeighted(1)}
 }
 
 // begin starts what is new in layers; calls repeat and extend each other.
@@ -69,7 +70,7 @@ func (u *uploads) send(ctx context.Context, l image.Layer) (image.Layer, error) 
 		return l, err
 	}
 	l = packed
-	ps, err := u.j.openPushes(ctx)
+	ps, err := u.pushes()
 	if err != nil {
 		return l, err
 	}

@@ -130,7 +130,9 @@ func TestDirectory(t *testing.T) {
 }
 
 func TestZstd(t *testing.T) {
-	cachetest.Run(t, func(t *testing.T) cachetest.Backend { return inDirectory(t, ",compression=zstd,force-compression=true").backend() })
+	cachetest.Run(t, func(t *testing.T) cachetest.Backend {
+		return inDirectory(t, ",compression=zstd,force-compression=true").backend()
+	})
 }
 
 // inline is an index whose records go into an image.
