@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"slices"
 	"strings"
 	"sync"
@@ -227,6 +226,9 @@ func (j *job) retry(ctx context.Context, err error, attempt int) bool {
 		if l.Origin != "" {
 			from = strings.TrimPrefix(l.Origin, remote.DirectoryOrigin)
 		}
+		for _, c := range j.caches.open {
+			c.Distrust(l)
+		}
 		var e *image.LostError
 		_ = errors.As(err, &e)
 		j.Progress.Warn(fmt.Sprintf("what the cache has of %s is not used: layer %s: %v", from, l.DiffID, e.Err))
@@ -286,18 +288,4 @@ func (j *job) bringAll(ctx context.Context, layers []image.Layer, step *progress
 
 func shortDigest(d digest.Digest) string {
 	return d.Algorithm().String() + ":" + d.Encoded()[:min(12, len(d.Encoded()))]
-}
-
-// lossReader tells that it was the layer which failed, and not who reads it.
-type lossReader struct {
-	io.ReadCloser
-	layer image.Layer
-}
-
-func (r *lossReader) Read(p []byte) (int, error) {
-	n, err := r.ReadCloser.Read(p)
-	if err != nil && err != io.EOF { //nolint:errorlint // as io.Reader has it
-		err = &image.LostError{Layer: r.layer, Err: err}
-	}
-	return n, err
 }

@@ -112,11 +112,7 @@ func (s *images) ResolveLayout(ctx context.Context, name string, d digest.Digest
 
 // Fetch implements image.Fetcher. Its errors, and those of reading, are *image.LostError.
 func (s *images) Fetch(ctx context.Context, l image.Layer) (io.ReadCloser, error) {
-	r, err := s.fetch(ctx, l)
-	if err != nil {
-		return nil, &image.LostError{Layer: l, Err: err}
-	}
-	return &lossReader{r, l}, nil
+	return image.Tracking(image.FetcherFunc(s.fetch)).Fetch(ctx, l)
 }
 
 func (s *images) fetch(ctx context.Context, l image.Layer) (io.ReadCloser, error) {

@@ -64,3 +64,34 @@ type Image struct {
 type Fetcher interface {
 	Fetch(ctx context.Context, l Layer) (io.ReadCloser, error)
 }
+
+// FetcherFunc is a Fetcher.
+type FetcherFunc func(ctx context.Context, l Layer) (io.ReadCloser, error)
+
+// Fetch implements Fetcher.
+func (f FetcherFunc) Fetch(ctx context.Context, l Layer) (io.ReadCloser, error) { return f(ctx, l) }
+
+// Tracking is f with errors that are *LostError, those of reading too: whoever passes
+// a layer on to somewhere else can tell which side has failed.
+func Tracking(f Fetcher) Fetcher {
+	return FetcherFunc(func(ctx context.Context, l Layer) (io.ReadCloser, error) {
+		r, err := f.Fetch(ctx, l)
+		if err != nil {
+			return nil, &LostError{l, err}
+		}
+		return &trackingReader{r, l}, nil
+	})
+}
+
+type trackingReader struct {
+	io.ReadCloser
+	layer Layer
+}
+
+func (r *trackingReader) Read(p []byte) (int, error) {
+	n, err := r.ReadCloser.Read(p)
+	if err != nil && err != io.EOF { //nolint:errorlint // as io.Reader has it
+		err = &LostError{r.layer, err}
+	}
+	return n, err
+}

@@ -56,7 +56,7 @@ func OpenDirectory(f image.Fetcher, spec cache.Spec, opt Options) (*Cache, error
 		return nil, err
 	}
 	opt.Name, opt.Spec = dir, spec
-	c := New(&layout{dir: dir, tag: spec.Tag, manifest: spec.Digest, store: opt.Store, fetcher: f}, opt)
+	c := New(&layout{dir: dir, tag: spec.Tag, manifest: spec.Digest, store: opt.Store, fetcher: image.Tracking(f)}, opt)
 	c.exclusive = true
 	return c, nil
 }
@@ -129,7 +129,7 @@ func (l *layout) Read(_ context.Context, d ocispec.Descriptor) ([]byte, error) {
 	}
 	raw, err := readFile(l.blobPath(d.Digest))
 	if err != nil {
-		return nil, unusable(kindCache, "%w", err)
+		return nil, unusable(kindCache, "%v", err) // not fs.ErrNotExist: the name is there
 	}
 	if got := d.Digest.Algorithm().FromBytes(raw); got != d.Digest {
 		return nil, unusable(kindCache, "blob %s is damaged: its content has the digest %s", d.Digest, got)
@@ -144,7 +144,7 @@ func (l *layout) Put(ctx context.Context, layer image.Layer) error {
 	}
 	p := l.blobPath(layer.Blob.Digest)
 	now := time.Now()
-	if fi, err := os.Lstat(p); err == nil && fi.Mode().IsRegular() && fi.Size() == layer.Blob.Size {
+	if verified(p, layer.Blob) {
 		_ = os.Chtimes(p, now, now)
 		return nil
 	}
@@ -164,6 +164,20 @@ func (l *layout) Put(ctx context.Context, layer image.Layer) error {
 		}
 		return err
 	})
+}
+
+// verified reports whether a file is the blob that d describes.
+func verified(p string, d ocispec.Descriptor) bool {
+	f, err := os.OpenFile(p, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	if fi, err := f.Stat(); err != nil || !fi.Mode().IsRegular() || fi.Size() != d.Size {
+		return false
+	}
+	got, err := d.Digest.Algorithm().FromReader(f)
+	return err == nil && got == d.Digest
 }
 
 type readerFunc func(p []byte) (int, error)
@@ -192,17 +206,22 @@ func (l *layout) begin() error {
 		return err
 	}
 	foreign := slices.ContainsFunc(es, func(e os.DirEntry) bool { return !strings.HasPrefix(e.Name(), ".") && e.Name() != "lost+found" })
-	known := slices.ContainsFunc(es, func(e os.DirEntry) bool { return e.Name() == ocispec.ImageLayoutFile })
+	layoutFile := filepath.Join(l.dir, ocispec.ImageLayoutFile)
+	_, err = os.Lstat(layoutFile) // after what is in it was read: somebody else may be making it
+	known := err == nil
 	if foreign && !known {
 		return errors.New("the directory has other files in it and is not an OCI layout: choose an empty or new one")
 	}
-	if err := os.MkdirAll(filepath.Join(l.dir, ocispec.ImageBlobsDir, string(digest.SHA256)), 0o755); err != nil {
+	if err := os.MkdirAll(l.dir, 0o755); err != nil {
 		return err
 	}
 	if !known {
-		if err := writeFile(filepath.Join(l.dir, ocispec.ImageLayoutFile), []byte(`{"imageLayoutVersion":"`+ocispec.ImageLayoutVersion+`"}`)); err != nil {
+		if err := writeFile(layoutFile, []byte(`{"imageLayoutVersion":"`+ocispec.ImageLayoutVersion+`"}`)); err != nil {
 			return err
 		}
+	}
+	if err := os.MkdirAll(filepath.Join(l.dir, ocispec.ImageBlobsDir, string(digest.SHA256)), 0o755); err != nil {
+		return err
 	}
 	f, err := lockFile(filepath.Join(l.dir, lockUse), unix.LOCK_SH)
 	if err != nil {

@@ -79,7 +79,7 @@ func (c *Cache) send(ctx context.Context, l image.Layer) (image.Layer, error) {
 func (c *Cache) listed(d digest.Digest) bool {
 	c.loading.Lock()
 	defer c.loading.Unlock()
-	if c.loaded == nil || c.loaded.kind != kindCache {
+	if c.loaded == nil || c.loaded.kind != kindCache || c.bad[d] {
 		return false
 	}
 	return slices.ContainsFunc(c.loaded.layers, func(l image.Layer) bool { return l.Blob.Digest == d })
@@ -135,6 +135,9 @@ func (c *Cache) flush(ctx context.Context) error {
 		case errors.Is(err, errLost) && try < maxTries:
 			// Of others' layers, or of those that were there at first.
 			if err := c.putAll(ctx); err != nil {
+				return err
+			}
+			if mine, err = c.fresh(ctx); err != nil {
 				return err
 			}
 			known = &contents{manifest: known.manifest}
@@ -284,7 +287,11 @@ func (c *Cache) putAll(ctx context.Context) error {
 		if s.err != nil {
 			continue
 		}
-		if err := c.storage.Put(ctx, s.layer); err != nil {
+		err := c.storage.Put(ctx, s.layer)
+		var lost *image.LostError
+		if errors.As(err, &lost) {
+			s.err = err // it was there and nowhere else
+		} else if err != nil {
 			return err
 		}
 	}

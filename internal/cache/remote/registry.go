@@ -40,7 +40,7 @@ func OpenRegistry(reg *registry.Client, f image.Fetcher, ref string, opt Options
 	var once sync.Once
 	var push *export.Push
 	t.open = func(ctx context.Context) (*export.Push, error) {
-		once.Do(func() { push, err = export.OpenPush(ctx, reg, opt.Store, f, ref, opt.Progress) })
+		once.Do(func() { push, err = export.OpenPush(ctx, reg, opt.Store, image.Tracking(f), ref, opt.Progress) })
 		return push, err
 	}
 	return New(t, opt), nil

@@ -79,7 +79,8 @@ type Cache struct {
 	exclusive bool
 
 	loading sync.Mutex
-	loaded  *contents // nil: not yet
+	loaded  *contents              // nil: not yet
+	bad     map[digest.Digest]bool // blobs that turned out not to be there
 
 	mu    sync.Mutex
 	saved map[digest.Digest]cache.Record
@@ -98,7 +99,7 @@ func New(s Storage, opt Options) *Cache {
 	}
 	return &Cache{
 		opt: opt, storage: s, slots: make(chan struct{}, parallelSends),
-		saved: map[digest.Digest]cache.Record{}, sends: map[digest.Digest]*send{},
+		saved: map[digest.Digest]cache.Record{}, sends: map[digest.Digest]*send{}, bad: map[digest.Digest]bool{},
 	}
 }
 
@@ -179,6 +180,14 @@ func (c *Cache) Save(ctx context.Context, key digest.Digest, r cache.Record) err
 		}
 	}
 	return nil
+}
+
+// Distrust says that a layer's blob is not there, or damaged, whatever the cache's
+// manifest says. If the layer is saved again, it is sent again.
+func (c *Cache) Distrust(l image.Layer) {
+	c.loading.Lock()
+	defer c.loading.Unlock()
+	c.bad[l.Blob.Digest] = true
 }
 
 // Close waits for what is under way.

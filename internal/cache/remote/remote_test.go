@@ -340,6 +340,102 @@ func TestLostBlobs(t *testing.T) {
 	}
 }
 
+// TestOnlyCopyLost: what is in the cache and nowhere else, and then not there either, goes.
+func TestOnlyCopyLost(t *testing.T) {
+	p := inDirectory(t, "")
+	st := cachetest.NewStore(t)
+	w := p.open(st)
+	save(t, w, "lost", cachetest.Layer(t, st, "lost"))
+	flush(t, w)
+	elsewhere := cachetest.NewStore(t)
+	w = p.open(elsewhere)
+	r, err := w.Lookup(context.Background(), cachetest.Key("lost"))
+	if r == nil || err != nil {
+		t.Fatal(r, err)
+	}
+	if err := os.Remove(filepath.Join(p.spec.Dir, "blobs", "sha256", r.Layers[0].Blob.Digest.Encoded())); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Save(context.Background(), cachetest.Key("lost"), *r); err != nil {
+		t.Fatal(err)
+	}
+	save(t, w, "new", cachetest.Layer(t, elsewhere, "new"))
+	flush(t, w)
+	if got := p.has("lost", "new"); !slices.Equal(got, []string{"new"}) {
+		t.Errorf("there are %v", got)
+	}
+}
+
+// TestLostDocuments: a directory's cache whose manifest or records are gone or
+// damaged is written anew.
+func TestLostDocuments(t *testing.T) {
+	for _, content := range []string{"", "{", "damaged"} {
+		for _, which := range []string{"manifest", "config"} {
+			p := inDirectory(t, "")
+			st := cachetest.NewStore(t)
+			w := p.open(st)
+			save(t, w, "old", cachetest.Layer(t, st, "old"))
+			flush(t, w)
+			var idx ocispec.Index
+			if err := json.Unmarshal([]byte(read(t, filepath.Join(p.spec.Dir, "index.json"))), &idx); err != nil {
+				t.Fatal(err)
+			}
+			blob := func(d digest.Digest) string { return filepath.Join(p.spec.Dir, "blobs", "sha256", d.Encoded()) }
+			doc := blob(idx.Manifests[0].Digest)
+			if which == "config" {
+				var m ocispec.Manifest
+				if err := json.Unmarshal([]byte(read(t, doc)), &m); err != nil {
+					t.Fatal(err)
+				}
+				doc = blob(m.Config.Digest)
+			}
+			if err := os.Remove(doc); err != nil {
+				t.Fatal(err)
+			}
+			if content != "" {
+				if err := os.WriteFile(doc, []byte(content), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if got := p.has("old"); len(got) > 0 || p.warn.all() == "" {
+				t.Errorf("%s %q: there is %v; warned of %q", which, content, got, p.warn.all())
+			}
+			w = p.open(st)
+			save(t, w, "new", cachetest.Layer(t, st, "new"))
+			flush(t, w)
+			if got := p.has("new"); len(got) != 1 {
+				t.Errorf("%s %q: there is %v", which, content, got)
+			}
+		}
+	}
+}
+
+// TestRepair: a blob that a build found damaged is written again.
+func TestRepair(t *testing.T) {
+	p := inDirectory(t, "")
+	st := cachetest.NewStore(t)
+	l := cachetest.Layer(t, st, "content")
+	w := p.open(st)
+	save(t, w, "k", l)
+	flush(t, w)
+	w = p.open(st)
+	r, err := w.Lookup(context.Background(), cachetest.Key("k"))
+	if r == nil || err != nil {
+		t.Fatal(r, err)
+	}
+	blob := filepath.Join(p.spec.Dir, "blobs", "sha256", r.Layers[0].Blob.Digest.Encoded())
+	good := read(t, blob)
+	if err := os.WriteFile(blob, []byte(strings.Repeat("x", len(good))), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	w.Distrust(r.Layers[0])
+	save(t, w, "k", l)
+	flush(t, w)
+	if read(t, blob) != good {
+		t.Error("it is still damaged")
+	}
+}
+
 // TestRegistryLostBlobs is the same where the registry refuses the manifest.
 func TestRegistryLostBlobs(t *testing.T) {
 	reg := registrytest.New(t, registrytest.Options{})
