@@ -31,6 +31,7 @@ var levels = map[string]int{
 	"internal/image":          3,
 	"internal/sandbox":        3,
 	"internal/cache":          3,
+	"internal/cachemount":     4,
 	"internal/registry":       4,
 	"internal/registryserver": 4,
 	"internal/engine":         4,

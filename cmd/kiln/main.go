@@ -8,6 +8,7 @@ import (
 	"syscall"
 
 	"github.com/kiln-build/kiln/internal/cli"
+	"github.com/kiln-build/kiln/internal/cli/console"
 	"github.com/kiln-build/kiln/internal/sandbox/gvisor"
 )
 
@@ -19,5 +20,5 @@ func main() {
 	// The first signal asks everything to stop; a second one kills.
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop)
-	os.Exit(cli.Main(ctx, os.Args[1:], cli.Streams{In: os.Stdin, Out: os.Stdout, Err: os.Stderr}))
+	os.Exit(cli.Main(ctx, os.Args, console.Streams{In: os.Stdin, Out: os.Stdout, Err: os.Stderr}))
 }

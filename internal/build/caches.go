@@ -15,7 +15,6 @@ import (
 	"github.com/kiln-build/kiln/internal/cache/remote"
 	"github.com/kiln-build/kiln/internal/diag"
 	"github.com/kiln-build/kiln/internal/engine"
-	"github.com/kiln-build/kiln/internal/export"
 	"github.com/kiln-build/kiln/internal/image"
 	"github.com/kiln-build/kiln/internal/progress"
 	"github.com/kiln-build/kiln/internal/store"
@@ -23,71 +22,59 @@ import (
 
 // caches are those that a build reads and writes beside the store's.
 type caches struct {
-	from   []cache.Reader
-	to     *remote.Cache // nil: none
-	mode   cache.Mode    // of to
-	inline bool          // records go into the image, too
-	open   map[string]*remote.Cache
-	// save gives a result to the cache that is written. What it begins goes on until the
-	// build ends, and not just an attempt.
-	save func(engine.Result)
+	env     Env
+	fetcher image.Fetcher
+
+	mu   sync.Mutex
+	from []cache.Reader
+	open map[string]*remote.Cache // what is read from and written to is read once
 }
 
-// openCaches opens the caches of a request. No request is sent yet.
-func (j *job) openCaches(ctx context.Context, fail func(error)) error {
-	j.caches.open = map[string]*remote.Cache{}
-	j.caches.save = func(r engine.Result) {
-		if c := j.caches; c.to != nil && (c.mode == cache.Max || r.InResult) {
-			_ = c.to.Save(ctx, r.Key, r.Record) // it never fails; Flush does
-		}
-	}
-	for _, sp := range j.req.CacheTo {
-		switch {
-		case sp.Type == cache.Inline:
-			j.caches.inline = true
-			continue
-		case j.caches.to != nil:
-			return diag.New(diag.ExitUsage, "caches %s and %s: a build writes one cache", j.req.CacheTo[0], sp).
-				WithHint("It reads from as many as --cache-from names; type=inline may be written beside another one.")
-		}
-		if sp.IgnoreError {
-			fail = nil
-		}
-		c, err := j.openCache(sp, fail)
+// UseCaches has the build ask caches, in this order and after those that it asks
+// already, for what the store's does not have. Nothing is read yet.
+func (b *Build) UseCaches(specs ...cache.Spec) error {
+	for _, sp := range specs {
+		c, err := b.caches.cache(sp)
 		if err != nil {
 			return err
 		}
-		j.caches.to, j.caches.mode = c, sp.Mode
-	}
-	for _, sp := range j.req.CacheFrom {
-		c, err := j.openCache(sp, nil)
-		if err != nil {
-			return err
+		b.caches.mu.Lock()
+		if !slices.Contains(b.caches.from, cache.Reader(c)) {
+			b.caches.from = append(b.caches.from, c)
 		}
-		j.caches.from = append(j.caches.from, c)
+		b.caches.mu.Unlock()
 	}
 	return nil
 }
 
-// openCache opens one cache, once: what is read from and written to is read once.
-func (j *job) openCache(sp cache.Spec, fail func(error)) (c *remote.Cache, err error) {
-	opt := remote.Options{Spec: sp, Store: j.Store, Progress: j.Progress, Compression: j.req.Compression, Fail: fail}
+// readers are the caches to ask.
+func (c *caches) readers() []cache.Reader {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Clip(c.from)
+}
+
+// cache opens a cache, once.
+func (c *caches) cache(sp cache.Spec) (opened *remote.Cache, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	name := string(sp.Type) + " " + sp.Ref + sp.Dir + " " + sp.Tag + " " + string(sp.Digest)
-	if c := j.caches.open[name]; c != nil {
+	if c := c.open[name]; c != nil {
 		return c, nil
 	}
+	opt := remote.Options{Store: c.env.Store, Progress: c.env.Progress}
 	switch sp.Type {
 	case cache.Registry:
-		c, err = remote.OpenRegistry(j.Registry, j.images, sp.Ref, opt)
+		opened, err = remote.OpenRegistry(c.env.Registry, c.fetcher, sp.Ref, opt)
 	case cache.Directory:
-		c, err = remote.OpenDirectory(j.images, sp, opt)
+		opened, err = remote.OpenDirectory(c.fetcher, sp, opt)
 	default:
 		err = diag.New(diag.ExitUsage, "cache %s: there is no such type to read from", sp)
 	}
 	if err == nil {
-		j.caches.open[name] = c
+		c.open[name] = opened
 	}
-	return c, err
+	return opened, err
 }
 
 func (c *caches) close() error {
@@ -98,16 +85,70 @@ func (c *caches) close() error {
 	return errors.Join(errs...)
 }
 
-// written reports whether any cache is written.
-func (c *caches) written() bool { return c.to != nil || c.inline }
+// writing is the cache that an export writes.
+type writing struct {
+	to     *remote.Cache // nil: none
+	mode   cache.Mode
+	inline bool // records go into the image, too
+	// keep gives a record to the cache. What that begins goes on until the export ends,
+	// and not just an attempt.
+	keep func(engine.Recorded)
+}
 
-// results are those of the operations whose layers the image has.
+// write opens the caches that are to be written. fail is told of what goes wrong
+// meanwhile, unless that is said not to matter.
+func (b *Build) write(ctx context.Context, x Export, vs []*variant, fail func(error)) (writing, error) {
+	var w writing
+	how := remote.Writing{Compression: x.Compression, Fail: fail}
+	if len(vs) > 0 {
+		how.Compression, how.Level = vs[0].Compression, vs[0].Level
+	}
+	for _, sp := range x.CacheTo {
+		switch {
+		case sp.Type == cache.Inline:
+			w.inline = true
+			continue
+		case w.to != nil:
+			return w, diag.New(diag.ExitUsage, "cache %s: a build writes one cache", sp).
+				WithHint("It reads from as many as --cache-from names; type=inline may be written beside another one.")
+		}
+		c, err := b.caches.cache(sp)
+		if err != nil {
+			return w, err
+		}
+		how.Spec = sp
+		if sp.IgnoreError {
+			how.Fail = nil
+		}
+		c.Write(how)
+		w.to, w.mode = c, sp.Mode
+	}
+	w.keep = func(r engine.Recorded) {
+		if w.to != nil && (w.mode == cache.Max || r.InResult) {
+			_ = w.to.Save(ctx, r.Key, r.Record) // it never fails; Flush does
+		}
+	}
+	return w, nil
+}
+
+// any reports whether a cache is written.
+func (w *writing) any() bool { return w.to != nil || w.inline }
+
+// flush writes what was kept.
+func (w *writing) flush(ctx context.Context) error {
+	if w.to == nil {
+		return nil
+	}
+	return w.to.Flush(ctx)
+}
+
+// results are the records of those operations whose layers the image has.
 type results struct {
 	mu  sync.Mutex
 	all []remote.InlineResult
 }
 
-func (r *results) add(o engine.Result) {
+func (r *results) add(o engine.Recorded) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if o.InResult {
@@ -115,58 +156,52 @@ func (r *results) add(o engine.Result) {
 	}
 }
 
-// flush writes what was saved.
-func (c *caches) flush(ctx context.Context) error {
-	if c.to == nil {
-		return nil
-	}
-	return c.to.Flush(ctx)
-}
-
-// clamped is a layer without anything younger than epoch: l itself if that is
-// so. What is made is remembered, also in the caches: the image of a build that finds all
-// its steps there must not need their files either.
-func (j *job) clamped(ctx context.Context, l image.Layer, epoch time.Time) (image.Layer, error) {
-	if !l.Newest.IsZero() && !l.Newest.After(epoch) {
-		return l, nil
-	}
+// clampKey is the key of a layer without anything younger than epoch.
+func clampKey(l image.Layer, epoch time.Time) digest.Digest {
 	h := cache.NewHasher("clamp", 1)
 	h.Int(epoch.Unix())
 	h.String(l.DiffID.String())
-	key := h.Key()
-	local := cache.NewLocal(j.Store)
-	for _, c := range append([]cache.Reader{local}, j.caches.from...) {
+	return h.Key()
+}
+
+// clamped is a layer without anything younger than epoch, as make makes it: l itself if
+// that is so. What is made is remembered, also in the caches: the image of a build that finds all
+// its steps there must not need their files either.
+func (e *exporting) clamped(ctx context.Context, l image.Layer, epoch time.Time, make func() (image.Layer, error)) (image.Layer, error) {
+	if !l.Newest.IsZero() && !l.Newest.After(epoch) {
+		return l, nil
+	}
+	key := clampKey(l, epoch)
+	local := cache.NewLocal(e.Store)
+	for _, c := range append([]cache.Reader{local}, e.caches.readers()...) {
 		r, err := c.Lookup(ctx, key)
 		if err != nil {
 			return l, err
 		}
-		if r == nil || len(r.Layers) != 1 || !j.available(r.Layers[0]) {
+		if r == nil || len(r.Layers) != 1 || !e.available(r.Layers[0]) {
 			continue
 		}
 		r.Layers[0].Created = l.Created
-		return r.Layers[0], j.keepClamped(ctx, local, key, *r)
+		return r.Layers[0], e.keepClamped(ctx, local, key, *r)
 	}
-	out, err := export.ClampLayer(ctx, j.Store, j.images, l, epoch)
+	out, err := make()
 	if err != nil {
 		return l, err
 	}
-	return out, j.keepClamped(ctx, local, key, cache.Record{Layers: []image.Layer{out}})
+	return out, e.keepClamped(ctx, local, key, cache.Record{Layers: []image.Layer{out}})
 }
 
-func (j *job) keepClamped(ctx context.Context, local *cache.Local, key digest.Digest, r cache.Record) error {
+func (e *exporting) keepClamped(ctx context.Context, local *cache.Local, key digest.Digest, r cache.Record) error {
 	if err := local.Save(ctx, key, r); err != nil {
 		return err
 	}
-	j.caches.save(engine.Result{Key: key, Record: r, InResult: true})
+	e.writing.keep(engine.Recorded{Key: key, Record: r, InResult: true})
 	return nil
 }
 
 // available reports whether a layer that a cache names can be had.
-func (j *job) available(l image.Layer) bool {
-	if j.Store.HasLayer(l.DiffID) {
-		return true
-	}
-	return l.Blob.Digest != "" && !j.lost.has(j.Store, l) && (l.Origin != "" || hasBlob(j.Store, l))
+func (b *Build) available(l image.Layer) bool {
+	return b.Store.HasLayer(l.DiffID) || image.Available(b.Store, l) && !b.lost.has(b.Store, l)
 }
 
 func hasBlob(st *store.Store, l image.Layer) bool {
@@ -181,6 +216,7 @@ type lost struct {
 	layers  map[digest.Digest]bool
 	origins map[string]bool
 	all     bool // nothing is fetched any more that a build made
+	times   int
 }
 
 // has reports whether a layer must not be counted on that the store does not have.
@@ -193,65 +229,58 @@ func (o *lost) has(st *store.Store, l image.Layer) bool {
 	return o.layers[l.DiffID] || (o.all || o.origins[l.Origin]) && !hasBlob(st, l)
 }
 
-// maxAttempts is how often a build begins anew because of layers that cannot be had.
-const maxAttempts = 4
+// maxLosses is how often a build begins anew because of layers that cannot be had.
+const maxLosses = 4
 
-// note takes in why an attempt failed, and reports whether another one is worth it.
-func (o *lost) note(err error, attempt int) (image.Layer, bool) {
-	var e *image.LostError
-	if !errors.As(err, &e) || !e.Layer.Built() || attempt >= maxAttempts {
-		return image.Layer{}, false
-	}
+// note takes in that a layer cannot be had; false if that was too often.
+func (o *lost) note(l image.Layer) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.layers == nil {
 		o.layers, o.origins = map[digest.Digest]bool{}, map[string]bool{}
 	}
-	o.layers[e.Layer.DiffID] = true
-	if e.Layer.Origin != "" {
-		o.origins[e.Layer.Origin] = true
+	o.layers[l.DiffID] = true
+	if l.Origin != "" {
+		o.origins[l.Origin] = true
 	}
-	o.all = attempt >= maxAttempts-1
-	return e.Layer, true
+	o.times++
+	o.all = o.times >= maxLosses-1
+	return o.times <= maxLosses
 }
 
-// retry says that the build begins anew, if that can help.
-func (j *job) retry(ctx context.Context, err error, attempt int) bool {
-	if ctx.Err() != nil {
-		return false
-	}
-	l, ok := j.lost.note(err, attempt)
-	if ok {
-		from := "the store"
-		if l.Origin != "" {
-			from = strings.TrimPrefix(l.Origin, remote.DirectoryOrigin)
-		}
-		for _, c := range j.caches.open {
-			c.Distrust(l)
-		}
+// again calls f until it fails for another reason than that a layer cannot be had which a cache
+// promised. Each time fewer are counted on.
+func (b *Build) again(ctx context.Context, f func() error) error {
+	for {
+		err := f()
 		var e *image.LostError
-		_ = errors.As(err, &e)
-		j.Progress.Warn(fmt.Sprintf("what the cache has of %s is not used: layer %s: %v", from, l.DiffID, e.Err))
+		if !engine.Rebuildable(err) || !errors.As(err, &e) || ctx.Err() != nil || !b.lost.note(e.Layer) {
+			return err
+		}
+		for _, c := range b.caches.open {
+			c.Doubt(e.Layer)
+		}
+		from := "the store"
+		if e.Layer.Origin != "" {
+			from = strings.TrimPrefix(e.Layer.Origin, remote.DirectoryOrigin)
+		}
+		b.Progress.Warn(fmt.Sprintf("what the cache has of %s is not used: layer %s: %v", from, e.Layer.DiffID, e.Err))
 	}
-	return ok
 }
 
-// bring gets the layers that a build made into the store, if the result goes
-// anywhere but to registries: who keeps an image must not depend on a cache.
-func (j *job) bring(ctx context.Context, layers []image.Layer) ([]image.Layer, error) {
-	if !slices.ContainsFunc(j.outputs, func(o output) bool { return o.ToStore() || !o.ToRegistry() }) {
-		return layers, nil
-	}
+// bring gets the layers that a build made into the store, with their blobs if the result
+// needs them: who keeps an image must not depend on a cache.
+func (b *Build) bring(ctx context.Context, layers []image.Layer, blobs bool) ([]image.Layer, error) {
 	var missing []image.Layer
 	for _, l := range layers {
-		if l.Built() && !j.here(l) {
+		if l.Built() && (!b.Store.HasLayer(l.DiffID) || blobs && !hasBlob(b.Store, l)) {
 			missing = append(missing, l)
 		}
 	}
 	if len(missing) > 0 {
-		step := j.Progress.Step("importing layers from the cache", "")
+		step := b.Progress.Step("importing layers from the cache", "")
 		step.Start()
-		if err := j.bringAll(ctx, missing, step); err != nil {
+		if err := b.bringAll(ctx, missing, blobs, step); err != nil {
 			step.Cancel()
 			return nil, err
 		}
@@ -266,26 +295,18 @@ func (j *job) bring(ctx context.Context, layers []image.Layer) ([]image.Layer, e
 	return out, nil
 }
 
-// here reports whether the store has all forms of a layer that the result needs.
-func (j *job) here(l image.Layer) bool {
-	return j.Store.HasLayer(l.DiffID) && (!j.needsImage() || hasBlob(j.Store, l))
-}
-
-func (j *job) bringAll(ctx context.Context, layers []image.Layer, step *progress.Step) error {
-	_, err := image.UnpackAll(ctx, j.Store, layers, j.images, func(n int, current int64) {
-		step.Transfer(shortDigest(layers[n].Blob.Digest), current, layers[n].Blob.Size)
+func (b *Build) bringAll(ctx context.Context, layers []image.Layer, blobs bool, step *progress.Step) error {
+	_, err := image.UnpackAll(ctx, b.Store, layers, b.images, func(n int, current int64) {
+		d := layers[n].Blob.Digest
+		step.Transfer(d.Algorithm().String()+":"+d.Encoded()[:12], current, layers[n].Blob.Size)
 	})
-	if err != nil || !j.needsImage() {
+	if err != nil || !blobs {
 		return err
 	}
 	for _, l := range layers {
-		if err := image.Fetch(ctx, j.Store, l, j.images); err != nil {
+		if err := image.Fetch(ctx, b.Store, l, b.images); err != nil {
 			return err
 		}
 	}
 	return nil
-}
-
-func shortDigest(d digest.Digest) string {
-	return d.Algorithm().String() + ":" + d.Encoded()[:min(12, len(d.Encoded()))]
 }

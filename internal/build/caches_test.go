@@ -142,6 +142,9 @@ func TestWarm(t *testing.T) {
 			if c.epoch != "" {
 				req.BuildArgs["SOURCE_DATE_EPOCH"] = c.epoch
 			}
+			if strings.Contains(c.to, "zstd") {
+				req.Compression = layer.Zstd
+			}
 			req.CacheTo = to(t, real.Replace(c.to))
 			first := w.mustRun(req)
 			w.fresh()
@@ -187,6 +190,25 @@ func TestWarm(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestOtherCompression: the image is what it is without the cache, whose layers are compressed otherwise.
+func TestOtherCompression(t *testing.T) {
+	runs(t)
+	w := newWorld(t)
+	req := w.cachedRequest(t, "FROM BASE\nCOPY in /in\nRUN cat /in > /out\n")
+	req.BuildArgs["SOURCE_DATE_EPOCH"] = "1500000000"
+	cold := w.mustRun(req)
+	ref := w.reg.Host() + "/cache:1"
+	req.CacheTo = to(t, "type=registry,ref="+ref+",compression=zstd,compression-level=7")
+	if res := w.mustRun(req); res.Digest != cold.Digest {
+		t.Errorf("writing a cache makes it %s, not %s", res.Digest, cold.Digest)
+	}
+	w.fresh()
+	req.CacheFrom, req.CacheTo = from(t, ref), nil
+	if res := w.mustRun(req); res.Digest != cold.Digest || len(w.events.steps()) > 0 {
+		t.Errorf("with the cache it is %s, not %s; ran %q", res.Digest, cold.Digest, w.events.steps())
 	}
 }
 

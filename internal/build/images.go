@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
+	"slices"
 	"strings"
 	"sync"
 
@@ -26,10 +28,11 @@ type images struct {
 	store    *store.Store
 	registry *registry.Client
 	pull     bool
-	layouts  map[string]*image.Layout
+	layouts  Layouts
 
-	mu   sync.Mutex
-	seen map[string]*image.Image
+	mu     sync.Mutex
+	seen   map[string]*image.Image
+	opened map[string]Layout // by name
 }
 
 func key(ref string, p ocispec.Platform) string {
@@ -103,11 +106,38 @@ func fits(img *image.Image, p ocispec.Platform) bool {
 
 // ResolveLayout implements frontend.Images and engine.Images.
 func (s *images) ResolveLayout(ctx context.Context, name string, d digest.Digest, p ocispec.Platform) (*image.Image, error) {
-	l := s.layouts[name]
-	if l == nil {
-		return nil, fmt.Errorf("there is no OCI layout %q", name)
+	l, err := s.layout(ctx, name)
+	if err != nil {
+		return nil, err
 	}
 	return l.Resolve(ctx, d.String(), p)
+}
+
+// layout opens a layout, once.
+func (s *images) layout(ctx context.Context, name string) (Layout, error) {
+	s.mu.Lock()
+	l := s.opened[name]
+	s.mu.Unlock()
+	if l != nil {
+		return l, nil
+	}
+	if s.layouts == nil {
+		return nil, fmt.Errorf("there is no OCI layout %q", name)
+	}
+	l, err := s.layouts.OpenLayout(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if first := s.opened[name]; first != nil {
+		return first, nil
+	}
+	if s.opened == nil {
+		s.opened = map[string]Layout{}
+	}
+	s.opened[name] = l
+	return l, nil
 }
 
 // Fetch implements image.Fetcher. Its errors, and those of reading, are *image.LostError.
@@ -119,13 +149,16 @@ func (s *images) fetch(ctx context.Context, l image.Layer) (io.ReadCloser, error
 	if dir, ok := strings.CutPrefix(l.Origin, remote.DirectoryOrigin); ok {
 		return image.LayoutBlobs(dir).Fetch(ctx, l)
 	}
-	if l.Origin == "" {
-		for _, lo := range s.layouts {
-			if r, err := lo.Fetch(ctx, l); err == nil {
-				return r, nil
-			}
-		}
-		return nil, fmt.Errorf("layer %s is not in the local store any more, and it has no registry to come from", l.DiffID)
+	if l.Origin != "" {
+		return s.registry.Fetch(ctx, l)
 	}
-	return s.registry.Fetch(ctx, l)
+	s.mu.Lock()
+	opened := slices.Collect(maps.Values(s.opened))
+	s.mu.Unlock()
+	for _, lo := range opened {
+		if r, err := lo.Fetch(ctx, l); err == nil {
+			return r, nil
+		}
+	}
+	return nil, fmt.Errorf("layer %s is not in the local store any more, and it has no registry to come from", l.DiffID)
 }

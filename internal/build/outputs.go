@@ -1,22 +1,41 @@
 package build
 
 import (
+	"context"
+	"io"
 	"slices"
+	"strconv"
 	"strings"
+
+	"github.com/containerd/platforms"
+	"github.com/distribution/reference"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/kiln-build/kiln/internal/diag"
 	"github.com/kiln-build/kiln/internal/export"
+	"github.com/kiln-build/kiln/internal/layer"
 	"github.com/kiln-build/kiln/internal/registry"
+	"github.com/kiln-build/kiln/internal/tree"
 )
 
-// output is where the result is to go, with all names that it gets there.
-type output struct {
-	export.Spec
-	names []string // normalised
+// Output is where the result is to go.
+type Output struct {
+	export.Spec // Names: all that it gets there, normalised
+	// To takes what goes to files of somebody else. Nil: Spec.Dest says where on this machine.
+	To Destination
+}
+
+// Destination takes files of an output.
+type Destination interface {
+	// File opens the file that an archive or tar is written to. meta is what is said of the
+	// result, see Result.Metadata. Close says whether all of it has arrived.
+	File(ctx context.Context, meta map[string]string) (io.WriteCloser, error)
+	// Tree takes a root file system.
+	Tree(ctx context.Context, t tree.Tree) error
 }
 
 // outputs are those of a request. It finds what cannot work before anything is done.
-func outputs(req Request) ([]output, error) {
+func outputs(req Request) ([]Output, error) {
 	tags, err := normalise(nil, req.Tags)
 	if err != nil {
 		return nil, err
@@ -25,19 +44,33 @@ func outputs(req Request) ([]output, error) {
 	if len(specs) == 0 {
 		specs = []export.Spec{{Type: export.Image}}
 	}
-	var out []output
+	built := req.Platforms
+	if len(built) == 0 {
+		built = []ocispec.Platform{platforms.DefaultSpec()}
+	}
+	// What is no boolean the front end refuses.
+	multi, _ := strconv.ParseBool(req.BuildArgs["BUILDKIT_MULTI_PLATFORM"])
+	multi = multi || len(built) > 1
+	var out []Output
 	stdout := 0
 	for _, s := range specs {
-		o := output{Spec: s}
-		if o.names, err = normalise(tags, s.Names); err != nil {
+		if s.NeedsImage() {
+			s.Annotations = append(slices.Clip(s.Annotations), req.Annotations...)
+			if s.Compression == "" {
+				s.Compression = req.Compression
+			}
+		}
+		if err := byDigest(s, req.Tags); err != nil {
 			return nil, err
 		}
-		switch {
-		case s.ToRegistry() && len(o.names) == 0:
-			return nil, diag.New(diag.ExitUsage, "nowhere to push to: the image has no name").WithHint("give it one with -t REGISTRY/NAME:TAG")
-		case !s.NeedsImage() && len(req.Platforms) > 1:
-			return nil, diag.New(diag.ExitUsage, "several platforms cannot go to one output of type %s", s.Type)
-		case s.Dest == "-":
+		o := Output{Spec: s}
+		if o.Names, err = normalise(tags, s.Names); err != nil {
+			return nil, err
+		}
+		if err := o.check(built, multi); err != nil {
+			return nil, err
+		}
+		if s.Dest == "-" {
 			stdout++
 		}
 		out = append(out, o)
@@ -46,6 +79,33 @@ func outputs(req Request) ([]output, error) {
 		return nil, diag.New(diag.ExitUsage, "only one output can go to standard output")
 	}
 	return out, nil
+}
+
+// byDigest refuses tags, as they were given, of what is to be pushed without one.
+func byDigest(s export.Spec, tags []string) error {
+	if !s.ByDigest {
+		return nil
+	}
+	for _, n := range slices.Concat(tags, s.Names) {
+		if named, err := reference.ParseNormalizedNamed(n); err == nil && !reference.IsNameOnly(named) {
+			return diag.New(diag.ExitUsage, "%q has a tag, and push-by-digest=true pushes without one", n)
+		}
+	}
+	return nil
+}
+
+// check refuses what cannot be of an image for the platforms built; multi says
+// that the result is an index.
+func (o *Output) check(built []ocispec.Platform, multi bool) error {
+	switch {
+	case o.ToRegistry() && len(o.Names) == 0:
+		return diag.New(diag.ExitUsage, "nowhere to push to: the image has no name").WithHint("give it one with -t REGISTRY/NAME:TAG")
+	case o.DockerTypes && o.Compression == layer.Zstd:
+		return diag.New(diag.ExitUsage, "compression zstd conflicts with oci-mediatypes=false: docker's media types have no name for it")
+	case o.DockerTypes && len(o.Annotations) > 0:
+		return diag.New(diag.ExitUsage, "annotations conflict with oci-mediatypes=false: docker's manifests have none")
+	}
+	return o.Annotations.Check(built, multi)
 }
 
 // normalise adds names to those that there are, each once.
@@ -64,20 +124,4 @@ func normalise(have, names []string) ([]string, error) {
 		}
 	}
 	return have, nil
-}
-
-// names are those that the image gets, of outputs of a kind.
-func (j *job) names(kind func(export.Spec) bool) (all []string) {
-	for _, o := range j.outputs {
-		for _, n := range o.names {
-			if kind(o.Spec) && !slices.Contains(all, n) {
-				all = append(all, n)
-			}
-		}
-	}
-	return all
-}
-
-func (j *job) needsImage() bool {
-	return slices.ContainsFunc(j.outputs, func(o output) bool { return o.NeedsImage() })
 }

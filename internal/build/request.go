@@ -4,9 +4,14 @@
 package build
 
 import (
+	"encoding/base64"
+	"encoding/json"
 	"io"
+	"slices"
+	"strings"
 	"time"
 
+	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -25,6 +30,14 @@ type Request struct {
 	Dockerfile string    // path, "-" for Stdin; empty: Dockerfile in the context
 	Stdin      io.Reader // read only if Context or Dockerfile is "-"
 
+	// Locals, unless nil, are used in place of Context and Dockerfile: directories by the names that
+	// the front end calls them by, "context" and "dockerfile" first of all.
+	Locals map[string]string
+	// Layouts are OCI layouts by the names that contexts call them by, oci-layout://NAME@DIGEST.
+	Layouts map[string]string
+	// Attrs are options by the names that BuildKit's front end has for them; the fields below go before them.
+	Attrs map[string]string
+
 	Tags      []string // references; normalised by Run
 	BuildArgs map[string]string
 	Labels    map[string]string
@@ -33,17 +46,20 @@ type Request struct {
 	// Contexts are --build-context: name → directory, docker-image://REF or oci-layout://PATH[:TAG][@DIGEST].
 	Contexts map[string]string
 	NoCache  bool
-	Pull     bool // ask the registry though the local store has the image
-	Network  string
-	AddHosts []string
-	Timeout  time.Duration // of the whole build; 0: none
+	// NoCacheFilter are stages whose steps are run though their results are known.
+	NoCacheFilter []string
+	Pull          bool // ask the registry though the local store has the image
+	Network       string
+	AddHosts      []string
+	Timeout       time.Duration // of the whole build; 0: none
 
 	// CacheFrom are the caches that are asked, in this order, for what the store's
 	// does not have; CacheTo is the one that is written, and type=inline beside it.
 	CacheFrom, CacheTo []cache.Spec
 
-	Outputs     []export.Spec // none: the local store
-	Compression layer.Compression
+	Outputs     []export.Spec      // none: the local store
+	Compression layer.Compression  // of new layers, where an output does not say
+	Annotations export.Annotations // of all outputs that are an image
 }
 
 // Env is what a build works with.
@@ -53,13 +69,15 @@ type Env struct {
 	Progress *progress.Recorder
 	Sandbox  sandbox.Sandbox
 	Stdout   io.Writer // for outputs with dest=-
+	Parallel int       // RUN steps at the same time; 0: as many as there are CPUs
 	Environ  []string  // for fetching contexts: proxies, PATH for git
 }
 
 // Result is what was built.
 type Result struct {
 	// ID is the digest of the image's config, for one platform; Digest that
-	// of the manifest, or of the index for several.
+	// of the manifest, or of the index for several. If outputs differ in what the
+	// image is to be like, these are of the first. Empty: files alone.
 	ID     digest.Digest
 	Digest digest.Digest
 	// Descriptor of what Digest names.
@@ -67,4 +85,40 @@ type Result struct {
 	// Tags it was given, and Pushed the references that a registry has now.
 	Tags   []string
 	Pushed []string
+}
+
+// Metadata says of the result what BuildKit's exporters do, by their names.
+func (r *Result) Metadata() (map[string]string, error) {
+	m := map[string]string{}
+	if r.Digest != "" {
+		d, err := json.Marshal(r.Descriptor)
+		if err != nil {
+			return nil, err
+		}
+		m["containerimage.digest"] = r.Digest.String()
+		m["containerimage.descriptor"] = base64.StdEncoding.EncodeToString(d)
+		if r.ID != r.Digest { // an index has no config
+			m["containerimage.config.digest"] = r.ID.String()
+		}
+	}
+	if len(r.Tags) > 0 {
+		m["image.name"] = strings.Join(r.Tags, ",")
+	}
+	return m, nil
+}
+
+// InsecureHosts are the registries, HOST[:PORT], that outputs say may be spoken to by
+// plain HTTP. What is no name of an image is left for Run to refuse.
+func (r *Request) InsecureHosts() (hosts []string) {
+	for _, o := range r.Outputs {
+		if !o.Insecure {
+			continue
+		}
+		for _, n := range slices.Concat(r.Tags, o.Names) {
+			if named, err := reference.ParseNormalizedNamed(n); err == nil {
+				hosts = append(hosts, reference.Domain(named))
+			}
+		}
+	}
+	return hosts
 }

@@ -3,23 +3,25 @@ package build
 import (
 	"context"
 	"sync"
+	"time"
 
 	"github.com/opencontainers/go-digest"
-	"golang.org/x/sync/semaphore"
 
 	"github.com/kiln-build/kiln/internal/export"
 	"github.com/kiln-build/kiln/internal/image"
-	"github.com/kiln-build/kiln/internal/registry"
+	"github.com/kiln-build/kiln/internal/layer"
 )
 
-// uploads compresses the result's layers, and sends them to where they are to
-// go, while later steps still run.
+// uploads compresses the layers of one platform's result for a variant, and sends them
+// to where they are to go, while later steps still run.
 type uploads struct {
-	j       *job
-	pushes  func() ([]*export.Push, error)
-	fail    context.CancelCauseFunc // ends the attempt: what cannot be sent need not be built
-	wg      sync.WaitGroup
-	packing *semaphore.Weighted // compression uses all CPUs: one layer at a time
+	e     *exporting
+	v     *variant
+	epoch *time.Time              // nothing in new layers is to be younger; nil: times stay
+	fail  context.CancelCauseFunc // ends the attempt: what cannot be sent need not be built
+	wg    sync.WaitGroup
+	// pushes opens the repositories that the variant goes to, for all attempts.
+	pushes func() ([]*export.Push, error)
 
 	mu     sync.Mutex
 	layers []*upload
@@ -33,15 +35,17 @@ type upload struct {
 	err    error
 }
 
-func newUploads(j *job, pushes func() ([]*export.Push, error), fail context.CancelCauseFunc) *uploads {
-	return &uploads{j: j, pushes: pushes, fail: fail, packing: semaphore.NewWeighted(1)}
+// newUploads begins nothing yet. epoch is the plan's.
+func newUploads(e *exporting, v *variant, epoch *time.Time, fail context.CancelCauseFunc) *uploads {
+	u := &uploads{e: e, v: v, epoch: v.clampTo(epoch), fail: fail}
+	if v.KeepTimes {
+		u.epoch = nil
+	}
+	return u
 }
 
 // begin starts what is new in layers; calls repeat and extend each other.
 func (u *uploads) begin(ctx context.Context, layers []image.Layer) {
-	if !u.j.needsImage() {
-		return
-	}
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	for i, l := range layers {
@@ -82,52 +86,57 @@ func (u *uploads) send(ctx context.Context, l image.Layer) (image.Layer, error) 
 	return l, nil
 }
 
-// pack gives a layer its compressed blob. A layer that some registry has
-// keeps the blob it has there.
+// pack gives a layer its compressed blob. A base image's layer that some registry has
+// keeps the blob it has there, unless the compression is insisted on; one that a cache has
+// does if it is what would be made here.
 func (u *uploads) pack(ctx context.Context, l image.Layer) (image.Layer, error) {
-	clamp := u.j.epoch != nil && l.Built() // what came with a base image stays as it is
-	if l.Origin != "" && l.Blob.Digest != "" && !clamp {
+	there := l.Origin != "" && l.Blob.Digest != ""
+	if !l.Built() && there && !u.v.Force {
 		return l, nil
 	}
-	if err := u.packing.Acquire(ctx, 1); err != nil {
+	if err := u.e.packing.Acquire(ctx, 1); err != nil {
 		return l, context.Cause(ctx)
 	}
-	defer u.packing.Release(1)
-	if clamp {
+	defer u.e.packing.Release(1)
+	if !l.Built() {
+		if u.v.Force {
+			return u.repack(ctx, l)
+		}
+		return image.Pack(ctx, u.e.Store, l, u.v.Compression, u.v.Level)
+	}
+	if u.epoch != nil {
 		var err error
-		if l, err = u.j.clamped(ctx, l, *u.j.epoch); err != nil {
+		l, err = u.e.clamped(ctx, l, *u.epoch, func() (image.Layer, error) {
+			return export.ClampLayer(ctx, u.e.Store, u.e.images, l, *u.epoch)
+		})
+		if err != nil {
+			return l, err
+		}
+		there = l.Origin != "" && l.Blob.Digest != ""
+	}
+	if there {
+		if u.v.Level == 0 && l.Blob.MediaType == layer.MediaType(u.v.Compression) {
+			return l, nil
+		}
+		if _, err := image.Unpack(ctx, u.e.Store, l, u.e.images, nil); err != nil {
 			return l, err
 		}
 	}
-	return image.Pack(ctx, u.j.Store, l, u.j.req.Compression, 0)
+	return image.PackNew(ctx, u.e.Store, l, u.v.Compression, u.v.Level)
 }
 
-// openPushes opens one push for each repository that the image goes to, once.
-func (j *job) openPushes(ctx context.Context) ([]*export.Push, error) {
-	j.opening.Do(func() { j.pushes, j.openErr = j.openRepositories(ctx) })
-	return j.pushes, j.openErr
-}
-
-func (j *job) openRepositories(ctx context.Context) ([]*export.Push, error) {
-	var all []*export.Push
-	byRepo := map[string]*export.Push{}
-	for _, ref := range j.names(export.Spec.ToRegistry) {
-		repo, err := registry.Repository(ref)
-		if err != nil {
-			return nil, err
-		}
-		if p := byRepo[repo]; p != nil {
-			p.Refs = append(p.Refs, ref)
-			continue
-		}
-		p, err := export.OpenPush(ctx, j.Registry, j.Store, j.images, ref, j.Progress)
-		if err != nil {
-			return nil, err
-		}
-		byRepo[repo] = p
-		all = append(all, p)
+// repack gives a base image's layer the compression that is wanted, for which
+// the layer has to be here. Foreign layers stay as they are.
+func (u *uploads) repack(ctx context.Context, l image.Layer) (image.Layer, error) {
+	if image.IsForeign(l.Blob.MediaType) {
+		return l, nil
 	}
-	return all, nil
+	if l.Blob.Digest != "" {
+		if err := image.Fetch(ctx, u.e.Store, l, u.e.images); err != nil {
+			return l, err
+		}
+	}
+	return image.Repack(ctx, u.e.Store, l, u.v.Compression, u.v.Level)
 }
 
 // finish waits for all layers and returns them with their blobs.

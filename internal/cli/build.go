@@ -2,12 +2,15 @@ package cli
 
 import (
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/containerd/platforms"
 	"github.com/kiln-build/kiln/internal/cache"
 	"github.com/kiln-build/kiln/internal/diag"
+	"github.com/kiln-build/kiln/internal/export"
+	"github.com/kiln-build/kiln/internal/frontend"
 	"github.com/kiln-build/kiln/internal/progress"
 	"github.com/spf13/cobra"
 )
@@ -47,15 +50,19 @@ type buildFlags struct {
 	Labels       []string // K=V
 	Platforms    []string
 	NoCache      bool
+	NoCacheOf    []string // stages
 	CacheFrom    []string
 	CacheTo      []string
 	Pull         bool
 	Push         bool
+	Load         bool
 	Outputs      []string
+	Annotations  []string // [TYPE:]K=V
 	IIDFile      string
 	MetadataFile string
 	Progress     string
 	Quiet        bool
+	Debug        bool
 	Network      string
 	AddHosts     []string // HOST:IP or HOST=IP
 	Timeout      time.Duration
@@ -64,6 +71,16 @@ type buildFlags struct {
 	Compression  string
 	Root         string
 	Print        string
+	Call         string
+	Check        bool
+	Provenance   string
+	SBOM         string
+	Attests      []string
+
+	docker dockerOptions
+	mode   string   // of progress
+	call   call     // of Call and Check
+	notes  []string // to be said of options
 }
 
 // newBuildFlags defines the options of a build on cmd.
@@ -78,16 +95,20 @@ func newBuildFlags(cmd *cobra.Command) *buildFlags {
 	fl.StringArrayVar(&f.Labels, "label", nil, "label of the image, NAME=VALUE")
 	fl.StringSliceVar(&f.Platforms, "platform", nil, "platform to build for, OS/ARCH[/VARIANT] (default this machine's)")
 	fl.BoolVar(&f.NoCache, "no-cache", false, "run every step, use no cached result")
+	fl.StringArrayVar(&f.NoCacheOf, "no-cache-filter", nil, "stage of which every step is run")
 	fl.StringArrayVar(&f.CacheFrom, "cache-from", nil, "cache to read, type=registry,ref=REF|type=local,src=DIR, or REF; may be given more than once")
 	fl.StringArrayVar(&f.CacheTo, "cache-to", nil, "cache to write, type=registry,ref=REF|type=local,dest=DIR|type=inline[,mode=min|max]")
 	fl.BoolVar(&f.Pull, "pull", false, "ask registries for base images even if the store has them")
 	fl.BoolVar(&f.Push, "push", false, "push the image under each of its names (short for --output=type=registry)")
+	fl.BoolVar(&f.Load, "load", false, "keep the image in the local store (short for --output=type=docker, and what happens without any)")
 	fl.StringArrayVarP(&f.Outputs, "output", "o", nil, "type=registry|image|oci|docker|tar|local[,dest=PATH]; or a directory, or \"-\" for a tar")
+	fl.StringArrayVar(&f.Annotations, "annotation", nil, "annotation of the image, [TYPE[[PLATFORM]]:]KEY=VALUE, where TYPE is manifest, index, manifest-descriptor or index-descriptor")
 	fl.StringVar(&f.IIDFile, "iidfile", "", "write the image's ID to this file")
 	fl.StringVar(&f.MetadataFile, "metadata-file", "", "write what is known of the result to this file, as JSON")
 	fl.StringVar(&f.Progress, "progress", "auto", "how to show progress: "+strings.Join(progress.Modes(), ", "))
 	fl.BoolVarP(&f.Quiet, "quiet", "q", false, "show no progress, print the image's ID")
-	fl.StringVar(&f.Network, "network", "default", "network of RUN steps: default or none")
+	fl.BoolVarP(&f.Debug, "debug", "D", false, "show warnings with the lines that they are about and what they mean")
+	fl.StringVar(&f.Network, "network", "default", "network of RUN steps: default, host (the same here) or none")
 	fl.StringArrayVar(&f.AddHosts, "add-host", nil, "entry of /etc/hosts in RUN steps, HOST:IP")
 	fl.DurationVar(&f.Timeout, "timeout", 0, "give up after this time, such as 30m (default never)")
 	fl.StringVar(&f.Sandbox, "sandbox", "auto", "what runs RUN steps: auto or gvisor ('kiln info' shows what auto takes)")
@@ -95,9 +116,15 @@ func newBuildFlags(cmd *cobra.Command) *buildFlags {
 	fl.StringVar(&f.Compression, "compression", "gzip", "compression of new layers: gzip or zstd")
 	fl.StringVar(&f.Root, "root", "", "directory of the local store (default $KILN_ROOT, or kiln in the user's data directory)")
 	fl.StringVar(&f.Print, "print", "", "print instead of building: plan")
+	fl.StringVar(&f.Call, "call", "build", "ask about the Dockerfile instead of building: check, outline, targets[,format=json]")
+	fl.BoolVar(&f.Check, "check", false, "look for what is better not done so in the Dockerfile (short for --call=check)")
+	fl.StringVar(&f.Provenance, "provenance", "", "whether there is to be a provenance attestation: false")
+	fl.StringVar(&f.SBOM, "sbom", "", "whether there is to be an SBOM: false")
+	fl.StringArrayVar(&f.Attests, "attest", nil, "attestation, type=TYPE,disabled=true")
+	f.docker = newDockerOptions(cmd)
 	for name, values := range map[string][]string{
-		"progress": progress.Modes(), "network": {"default", "none"}, "sandbox": {"auto", "gvisor"},
-		"compression": {"gzip", "zstd"}, "print": {"plan"},
+		"progress": progress.Modes(), "network": {"default", "host", "none"}, "sandbox": {"auto", "gvisor"},
+		"compression": {"gzip", "zstd"}, "print": {"plan"}, "call": {"build", "check", "outline", "targets"},
 	} {
 		_ = cmd.RegisterFlagCompletionFunc(name, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp))
 	}
@@ -113,7 +140,7 @@ func (f *buildFlags) check(cmd *cobra.Command) error {
 		allowed     []string
 	}{
 		{"progress", f.Progress, progress.Modes()},
-		{"network", f.Network, []string{"default", "none"}},
+		{"network", f.Network, []string{"default", "host", "none"}},
 		{"sandbox", f.Sandbox, []string{"auto", "gvisor"}},
 		{"compression", f.Compression, []string{"gzip", "zstd"}},
 		{"print", f.Print, []string{"", "plan"}},
@@ -125,6 +152,19 @@ func (f *buildFlags) check(cmd *cobra.Command) error {
 	if err := f.checkLists(cmd); err != nil {
 		return err
 	}
+	if err := checkAttestations(f.Provenance, f.SBOM, f.Attests); err != nil {
+		return err
+	}
+	var err error
+	if f.notes, err = f.docker.check(); err != nil {
+		return err
+	}
+	if f.call, err = parseCall(f.Call); err != nil {
+		return err
+	}
+	if f.Check {
+		f.call.question = frontend.Lint
+	}
 	switch {
 	case f.Timeout < 0:
 		return usageError(cmd, "invalid --timeout %q: it is negative", f.Timeout)
@@ -132,6 +172,10 @@ func (f *buildFlags) check(cmd *cobra.Command) error {
 		return usageError(cmd, "--push needs a name to push to").WithHint("Give the image a name with --tag REGISTRY/NAME[:TAG].")
 	case f.Context == "-" && f.File == "-":
 		return usageError(cmd, "the context and the Dockerfile cannot both come from standard input")
+	case f.NoCache && len(f.NoCacheOf) > 0:
+		return usageError(cmd, "--no-cache and --no-cache-filter contradict each other")
+	case f.IIDFile != "" && slices.ContainsFunc(f.Outputs, filesAlone):
+		return usageError(cmd, "--iidfile: an output that is files alone has no ID")
 	case f.Quiet && cmd.Flags().Changed("progress") && f.Progress != "quiet":
 		return usageError(cmd, "--quiet and --progress=%s contradict each other", f.Progress)
 	}
@@ -148,7 +192,7 @@ func (f *buildFlags) checkLists(cmd *cobra.Command) error {
 		}
 	}
 	for _, p := range f.Platforms {
-		if _, err := platforms.Parse(p); err != nil {
+		if _, err := platforms.Parse(p); err != nil && p != "local" {
 			return usageError(cmd, "invalid --platform %q: %w", p, err)
 		}
 	}
@@ -158,8 +202,8 @@ func (f *buildFlags) checkLists(cmd *cobra.Command) error {
 		}
 	}
 	for _, l := range f.Labels {
-		if name, _, ok := strings.Cut(l, "="); !ok || name == "" {
-			return usageError(cmd, "invalid --label %q: it is not of the form NAME=VALUE", l)
+		if name, _, _ := strings.Cut(l, "="); name == "" {
+			return usageError(cmd, "invalid --label %q: it has no name", l)
 		}
 	}
 	for _, c := range f.BuildContext {
@@ -173,6 +217,12 @@ func (f *buildFlags) checkLists(cmd *cobra.Command) error {
 		}
 	}
 	return nil
+}
+
+// filesAlone reports whether an --output is no image. What is wrong with it is said later.
+func filesAlone(output string) bool {
+	sp, err := export.ParseSpec(output)
+	return err == nil && sp.Files()
 }
 
 // caches are those that are to be read and written.

@@ -2,67 +2,107 @@ package cli
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"maps"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/containerd/platforms"
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/kiln-build/kiln/internal/build"
 	"github.com/kiln-build/kiln/internal/cache"
+	"github.com/kiln-build/kiln/internal/cli/console"
 	"github.com/kiln-build/kiln/internal/diag"
 	"github.com/kiln-build/kiln/internal/export"
 	"github.com/kiln-build/kiln/internal/layer"
 	"github.com/kiln-build/kiln/internal/progress"
-	"github.com/kiln-build/kiln/internal/registry"
 	"github.com/kiln-build/kiln/internal/registry/auth"
-	"github.com/kiln-build/kiln/internal/sandbox/gvisor"
 )
 
 // build carries out a build whose flags were checked.
 func (a *App) build(ctx context.Context, f *buildFlags) error {
+	if err := a.settle(f); err != nil {
+		return err
+	}
 	req, err := a.request(f)
 	if err != nil {
 		return err
 	}
-	st, err := a.openStore(f.Root)
+	env, err := a.Env(f.Root, append(req.InsecureHosts(), f.Insecure...))
 	if err != nil {
 		return err
 	}
-	reg, err := registry.New(registry.Options{Insecure: f.Insecure})
-	if err != nil {
-		return err
-	}
-	env := build.Env{Store: st, Registry: reg, Sandbox: gvisor.New(gvisor.Options{}), Stdout: a.Out, Environ: os.Environ()}
-	if f.Print == "plan" {
+	switch {
+	case f.Print == "plan":
 		text, err := build.Plan(ctx, env, req)
 		if err != nil {
 			return err
 		}
 		_, err = io.WriteString(a.Out, text)
 		return err
+	case f.call.question != "":
+		return a.ask(ctx, f, env, req)
 	}
-	mode := f.Progress
-	if f.Quiet {
-		mode = "quiet"
+	if err := removeStale(f.IIDFile); err != nil {
+		return err
 	}
-	var res *build.Result
-	err = a.withProgress(mode, func(rec *progress.Recorder) (err error) {
+	var (
+		res   *build.Result
+		found []progress.Finding
+	)
+	err = a.WithProgress(f.mode, f.Debug, func(rec *progress.Recorder) (err error) {
 		env.Progress = rec
-		if res, err = build.Run(ctx, env, req); err != nil {
-			return err
-		}
-		return nil
+		f.say(rec)
+		res, err = build.Run(ctx, env, req)
+		found = rec.Findings()
+		return err
 	})
 	if err != nil {
 		return err
 	}
-	return a.report(f, res)
+	return a.report(f, res, found)
+}
+
+// settle finds out what depends on the environment.
+func (a *App) settle(f *buildFlags) (err error) {
+	if f.mode, err = progress.Mode(f.Progress, a.Getenv); err != nil {
+		return diag.New(diag.ExitUsage, "%w", err)
+	}
+	f.Quiet = f.Quiet || f.Progress == "quiet"
+	if f.Quiet {
+		f.mode = "quiet"
+	}
+	if v := a.Getenv("DOCKER_DEFAULT_PLATFORM"); v != "" && len(f.Platforms) == 0 {
+		f.Platforms = strings.Split(v, ",")
+	}
+	const policy = "EXPERIMENTAL_BUILDKIT_SOURCE_POLICY"
+	if v := a.Getenv(policy); v != "" {
+		return diag.New(diag.ExitUsage, "%s=%s is not supported: policies of sources are not", policy, v).
+			WithHint("Unset it, and name base images by digest.")
+	}
+	return nil
+}
+
+// say says of options what there is to say.
+func (f *buildFlags) say(rec *progress.Recorder) {
+	for _, n := range f.notes {
+		rec.Note(n)
+	}
+}
+
+// removeStale removes what an earlier build wrote: whoever does not look at the exit code must not find it.
+func removeStale(file string) error {
+	fi, err := os.Lstat(file)
+	if file == "" || err != nil || !fi.Mode().IsRegular() {
+		return nil
+	}
+	if err := os.Remove(file); err != nil {
+		return fmt.Errorf("remove the old --iidfile: %w", err)
+	}
+	return nil
 }
 
 // request translates flags.
@@ -70,13 +110,16 @@ func (a *App) request(f *buildFlags) (build.Request, error) {
 	req := build.Request{
 		Context: f.Context, Dockerfile: f.File, Stdin: a.In, Tags: f.Tags, Target: f.Target,
 		BuildArgs: map[string]string{}, Labels: map[string]string{}, Contexts: map[string]string{},
-		NoCache: f.NoCache, Pull: f.Pull, Network: f.Network, AddHosts: f.AddHosts, Timeout: f.Timeout,
+		NoCache: f.NoCache, NoCacheFilter: f.NoCacheOf, Pull: f.Pull, Network: f.Network, AddHosts: f.AddHosts, Timeout: f.Timeout,
 		Compression: layer.Compression(f.Compression),
 	}
 	for _, p := range f.Platforms {
-		pl, err := platforms.Parse(p)
-		if err != nil {
-			return req, diag.New(diag.ExitUsage, "platform %q: %w", p, err)
+		pl := platforms.DefaultSpec()
+		if p != "local" {
+			var err error
+			if pl, err = platforms.Parse(p); err != nil {
+				return req, diag.New(diag.ExitUsage, "platform %q: %w", p, err)
+			}
 		}
 		req.Platforms = append(req.Platforms, pl)
 	}
@@ -99,13 +142,6 @@ func (a *App) request(f *buildFlags) (build.Request, error) {
 		}
 		req.BuildArgs[k] = v
 	}
-	if req.CacheFrom, req.CacheTo, err = f.caches(); err != nil {
-		return req, err
-	}
-	// As docker does it, for those who cannot change the command.
-	if inline, _ := strconv.ParseBool(req.BuildArgs["BUILDKIT_INLINE_CACHE"]); inline {
-		req.CacheTo = append(req.CacheTo, cache.Spec{Type: cache.Inline, Mode: cache.Min})
-	}
 	for _, kv := range f.Labels {
 		k, v, _ := strings.Cut(kv, "=")
 		req.Labels[k] = v
@@ -114,37 +150,65 @@ func (a *App) request(f *buildFlags) (build.Request, error) {
 		k, v, _ := strings.Cut(kv, "=")
 		req.Contexts[k] = v
 	}
-	for _, o := range f.Outputs {
-		sp, err := export.ParseSpec(o)
+	for _, s := range f.Annotations {
+		as, err := export.ParseAnnotation(s)
 		if err != nil {
 			return req, err
 		}
-		req.Outputs = append(req.Outputs, sp)
+		req.Annotations = append(req.Annotations, as...)
 	}
-	if f.Push {
-		req.Outputs = append(req.Outputs, export.Spec{Type: export.Registry})
+	if req.CacheFrom, req.CacheTo, err = f.caches(); err != nil {
+		return req, err
 	}
-	return req, nil
+	// As docker does it, for those who cannot change the command.
+	if inline, _ := strconv.ParseBool(req.BuildArgs["BUILDKIT_INLINE_CACHE"]); inline {
+		req.CacheTo = append(req.CacheTo, cache.Spec{Type: cache.Inline, Mode: cache.Min})
+	}
+	req.Outputs, err = f.outputs()
+	return req, err
+}
+
+// outputs are those of --output, --push and --load. As with buildx, --push makes an
+// image that is an output anyway go to registries, too.
+func (f *buildFlags) outputs() (all []export.Spec, err error) {
+	pushed, loaded := false, false
+	for _, o := range f.Outputs {
+		sp, err := export.ParseSpec(o)
+		if err != nil {
+			return nil, err
+		}
+		if sp.Type == export.Image && f.Push {
+			sp.Push, pushed = true, true
+		}
+		loaded = loaded || sp.ToStore()
+		all = append(all, sp)
+	}
+	if f.Push && !pushed {
+		all = append(all, export.Spec{Type: export.Registry})
+	}
+	if f.Load && !loaded {
+		all = append(all, export.Spec{Type: export.Docker})
+	}
+	return all, nil
 }
 
 // report writes what a finished build is called to where it was asked for.
-func (a *App) report(f *buildFlags, res *build.Result) error {
+func (a *App) report(f *buildFlags, res *build.Result, found []progress.Finding) error {
 	if f.IIDFile != "" && res.ID != "" {
-		if err := export.WriteFile(f.IIDFile, text(res.ID.String())); err != nil {
+		if err := console.WriteText(f.IIDFile, res.ID.String()); err != nil {
 			return fmt.Errorf("write --iidfile: %w", err)
 		}
 	}
 	if f.MetadataFile != "" {
-		b, err := metadata(res)
-		if err != nil {
-			return err
+		if on, _ := strconv.ParseBool(a.Getenv("BUILDX_METADATA_WARNINGS")); !on {
+			found = nil
 		}
-		if err := export.WriteFile(f.MetadataFile, text(string(b))); err != nil {
-			return fmt.Errorf("write --metadata-file: %w", err)
+		if err := console.WriteMetadata(f.MetadataFile, res, found); err != nil {
+			return err
 		}
 	}
 	switch {
-	case res.ID == "": // files alone
+	case res.ID == "", slices.Contains([]string{"json", "rawjson", "none"}, f.mode): // files alone, or who reads it looks elsewhere
 	case f.Quiet:
 		fmt.Fprintln(a.Out, res.ID)
 	default:
@@ -154,28 +218,4 @@ func (a *App) report(f *buildFlags, res *build.Result) error {
 		fmt.Fprintf(a.Err, "image  %s\ndigest %s\n", res.ID, res.Digest)
 	}
 	return nil
-}
-
-// metadata is what buildx writes into --metadata-file.
-func metadata(res *build.Result) ([]byte, error) {
-	m := map[string]any{}
-	if res.ID != "" {
-		m["containerimage.config.digest"] = res.ID
-		m["containerimage.digest"] = res.Digest
-		m["containerimage.descriptor"] = ocispec.Descriptor{
-			MediaType: res.Descriptor.MediaType, Digest: res.Descriptor.Digest, Size: res.Descriptor.Size, Platform: res.Descriptor.Platform,
-		}
-	}
-	if len(res.Tags) > 0 {
-		m["image.name"] = strings.Join(res.Tags, ",")
-	}
-	b, err := json.MarshalIndent(m, "", "  ")
-	return append(b, '\n'), err
-}
-
-func text(s string) func(io.Writer) error {
-	return func(w io.Writer) error {
-		_, err := io.WriteString(w, s)
-		return err
-	}
 }

@@ -7,83 +7,25 @@ package cli
 
 import (
 	"context"
-	"errors"
-	"io"
 	"os"
+	"path/filepath"
 
-	"github.com/kiln-build/kiln/internal/diag"
-	"github.com/kiln-build/kiln/internal/progress"
-	"github.com/kiln-build/kiln/internal/store"
-	"github.com/spf13/cobra"
+	"github.com/kiln-build/kiln/internal/cli/buildctl"
+	"github.com/kiln-build/kiln/internal/cli/console"
 )
 
-// Streams are what a command reads and writes.
-type Streams struct {
-	In       io.Reader
-	Out, Err io.Writer
-}
-
 // App is what the verbs share.
-type App struct {
-	Streams
-	// Getenv is asked for the environment variables that commands heed.
-	Getenv func(string) string
-}
+type App struct{ console.Console }
 
-// Main runs one command line, without the program's name, and returns the exit
-// code. When ctx ends, what runs is stopped and the code is ExitInterrupted.
-func Main(ctx context.Context, args []string, s Streams) int {
-	app := &App{Streams: s, Getenv: os.Getenv}
-	root := newRootCommand(app)
-	root.SetArgs(args)
-	err := root.ExecuteContext(ctx)
-	if err == nil {
-		return diag.ExitOK
+// Main runs one command line and returns the exit code. It is the command line of
+// another builder's if the program is called by the name of that.
+func Main(ctx context.Context, args []string, s console.Streams) int {
+	app := &App{console.Console{Streams: s, Getenv: os.Getenv}}
+	switch filepath.Base(args[0]) {
+	case "buildctl", "buildctl-daemonless.sh":
+		return app.Execute(ctx, buildctl.New(&app.Console), buildctl.Arguments(args[1:]))
+	case "buildkitd":
+		return app.Execute(ctx, newRootCommand(app), append([]string{"buildkitd"}, args[1:]...))
 	}
-	if ctx.Err() != nil && errors.Is(err, context.Cause(ctx)) {
-		err = diag.New(diag.ExitInterrupted, "interrupted")
-	}
-	PrintError(s.Err, err)
-	return diag.ExitCode(err)
-}
-
-// display returns the rendering of progress that mode asks for.
-func (a *App) display(mode string) (progress.Display, error) {
-	d, err := progress.Choose(mode, a.Err, a.Getenv)
-	if err != nil {
-		return nil, &diag.Error{Err: err, Code: diag.ExitUsage}
-	}
-	return d, nil
-}
-
-// withProgress runs f with a Recorder that is shown as mode asks for. When it
-// returns, the display is closed, and the last output of failed steps repeated.
-func (a *App) withProgress(mode string, f func(*progress.Recorder) error) error {
-	d, err := a.display(mode)
-	if err != nil {
-		return err
-	}
-	failures := progress.NewFailures(d)
-	err = f(progress.NewRecorder(failures))
-	if e := d.Close(); err == nil && e != nil {
-		err = e
-	}
-	if err != nil { // also if nothing was to be shown: this is why
-		_ = failures.Report(a.Err)
-	}
-	return err
-}
-
-// storeFlag adds --root to a command that uses the store.
-func (a *App) storeFlag(cmd *cobra.Command) *string {
-	return cmd.Flags().String("root", "", "directory of the local store (default $KILN_ROOT, or kiln in the user's data directory)")
-}
-
-// openStore opens the store that --root, or else the environment, names.
-func (a *App) openStore(root string) (*store.Store, error) {
-	dir, err := storeRoot(root, a.Getenv)
-	if err != nil {
-		return nil, err
-	}
-	return store.Open(dir)
+	return app.Execute(ctx, newRootCommand(app), args[1:])
 }

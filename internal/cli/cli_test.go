@@ -22,6 +22,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/random"
 	"github.com/google/go-containerregistry/pkg/v1/static"
 	"github.com/google/go-containerregistry/pkg/v1/types"
+	"github.com/kiln-build/kiln/internal/cli/console"
 	"github.com/kiln-build/kiln/internal/image"
 	"github.com/kiln-build/kiln/internal/layer"
 	"github.com/kiln-build/kiln/internal/registryserver"
@@ -42,7 +43,7 @@ func TestMain(m *testing.M) {
 		"kiln": func() {
 			ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 			context.AfterFunc(ctx, stop)
-			os.Exit(Main(ctx, os.Args[1:], Streams{In: os.Stdin, Out: os.Stdout, Err: os.Stderr}))
+			os.Exit(Main(ctx, os.Args, console.Streams{In: os.Stdin, Out: os.Stdout, Err: os.Stderr}))
 		},
 	})
 }
@@ -202,15 +203,21 @@ func mklayout(dir, name string) error {
 }
 
 // cmdGet gets a manifest from REGISTRY: get PATH FILE.
-func cmdGet(ts *testscript.TestScript, _ bool, args []string) {
+func cmdGet(ts *testscript.TestScript, neg bool, args []string) {
 	req, err := http.NewRequest(http.MethodGet, "http://"+ts.Getenv("REGISTRY")+args[0], nil)
 	ts.Check(err)
-	req.Header.Set("Accept", string(types.OCIImageIndex))
+	req.Header.Set("Accept", string(types.OCIImageIndex)+", "+string(types.OCIManifestSchema1))
 	resp, err := http.DefaultClient.Do(req)
 	ts.Check(err)
 	defer resp.Body.Close()
 	b, err := io.ReadAll(resp.Body)
 	ts.Check(err)
+	if neg {
+		if resp.StatusCode != http.StatusNotFound {
+			ts.Fatalf("%s, and not 404", resp.Status)
+		}
+		return
+	}
 	if resp.StatusCode != http.StatusOK {
 		ts.Fatalf("%s: %s", resp.Status, b)
 	}

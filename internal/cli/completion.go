@@ -4,6 +4,7 @@ import (
 	"os"
 	"strings"
 
+	"github.com/kiln-build/kiln/internal/cli/console"
 	"github.com/kiln-build/kiln/internal/store"
 	"github.com/spf13/cobra"
 )
@@ -44,7 +45,7 @@ func newCompletionCommand(app *App) *cobra.Command {
 // completeImages completes the names of images in the store.
 func (a *App) completeImages(cmd *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
 	root, _ := cmd.Flags().GetString("root")
-	dir, err := storeRoot(root, a.Getenv)
+	dir, err := console.StoreRoot(root, a.Getenv)
 	if err != nil {
 		return nil, cobra.ShellCompDirectiveError
 	}

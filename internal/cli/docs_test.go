@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/kiln-build/kiln/internal/cli/console"
 	"github.com/kiln-build/kiln/internal/diag"
 	"github.com/spf13/cobra"
 	"github.com/spf13/cobra/doc"
@@ -19,22 +20,27 @@ const referenceDir = "../../docs/reference"
 // The command reference is made from the commands themselves: run this test
 // with -update after a change.
 func TestReference(t *testing.T) {
-	root := newRootCommand(&App{
-		Streams: Streams{In: strings.NewReader(""), Out: io.Discard, Err: io.Discard},
+	root := newRootCommand(&App{console.Console{
+		Streams: console.Streams{In: strings.NewReader(""), Out: io.Discard, Err: io.Discard},
 		Getenv:  func(string) string { return "" },
-	})
+	}})
 	root.DisableAutoGenTag = true
 	want := map[string]string{}
-	for _, c := range append([]*cobra.Command{root}, root.Commands()...) {
+	var add func(*cobra.Command)
+	add = func(c *cobra.Command) {
 		if c.Name() == "help" || c.Hidden {
-			continue
+			return
 		}
 		var b bytes.Buffer
 		if err := doc.GenMarkdown(c, &b); err != nil {
 			t.Fatal(err)
 		}
 		want[strings.ReplaceAll(c.CommandPath(), " ", "_")+".md"] = b.String()
+		for _, sub := range c.Commands() {
+			add(sub)
+		}
 	}
+	add(root)
 	if *update {
 		writeReference(t, want)
 	}
@@ -69,7 +75,7 @@ func writeReference(t *testing.T, want map[string]string) {
 
 // Every command says what it is for, and every option what it does.
 func TestCommandsAreExplained(t *testing.T) {
-	root := newRootCommand(&App{Getenv: func(string) string { return "" }})
+	root := newRootCommand(&App{console.Console{Getenv: func(string) string { return "" }}})
 	for _, c := range root.Commands() {
 		if c.Short == "" || c.Long == "" || c.GroupID == "" {
 			t.Errorf("%s: no help, or in no group", c.CommandPath())

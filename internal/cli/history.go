@@ -38,18 +38,18 @@ each added.`,
 	fl.BoolVar(&f.noTrunc, "no-trunc", false, "show whole commands and IDs")
 	fl.BoolVarP(&f.quiet, "quiet", "q", false, "show only IDs")
 	fl.StringVar(&f.platform, "platform", "", "platform of an image that has several, OS/ARCH[/VARIANT]")
-	root := app.storeFlag(cmd)
+	root := app.StoreFlag(cmd)
 	completeFormats(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		p, err := parsePlatform(cmd, f.platform)
 		if err != nil {
 			return err
 		}
-		st, err := app.openStore(*root)
+		st, err := app.OpenStore(*root)
 		if err != nil {
 			return err
 		}
-		found, err := find(cmd.Context(), st, args[0])
+		found, err := find(st, args[0])
 		if err != nil {
 			return err
 		}

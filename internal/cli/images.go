@@ -51,7 +51,7 @@ in common.`,
 	fl.StringVar(&f.format, "format", "", formatHelp)
 	fl.BoolVar(&f.noTrunc, "no-trunc", false, "show whole IDs")
 	fl.BoolVarP(&f.quiet, "quiet", "q", false, "show only IDs")
-	root := app.storeFlag(cmd)
+	root := app.StoreFlag(cmd)
 	completeFormats(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		f.root = *root
@@ -68,7 +68,7 @@ func (a *App) images(cmd *cobra.Command, f imagesFlags) error {
 	if err != nil {
 		return err
 	}
-	st, err := a.openStore(f.root)
+	st, err := a.OpenStore(f.root)
 	if err != nil {
 		return err
 	}

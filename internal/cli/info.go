@@ -68,7 +68,7 @@ would run the RUN steps of a build (which is tried out), and what the store hold
 		Args:    nargs(0, 0),
 	}
 	cmd.Flags().StringVarP(&format, "format", "f", "", "format of the output: json or a Go template")
-	root := app.storeFlag(cmd)
+	root := app.StoreFlag(cmd)
 	completeFormats(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		i := app.machine(cmd, *root)
@@ -88,7 +88,7 @@ func (a *App) machine(cmd *cobra.Command, root string) machineInfo {
 		Version: buildVersion(), Kernel: kernel(), CPUs: runtime.GOMAXPROCS(0), UID: os.Geteuid(), Process: privileges(),
 		Sandbox: probeSandbox(cmd.Context()),
 	}
-	st, err := a.openStore(root)
+	st, err := a.OpenStore(root)
 	if err == nil {
 		i.Store = st.Root()
 		i.Usage, err = st.Usage(cmd.Context())

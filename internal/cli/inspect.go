@@ -56,13 +56,13 @@ func newInspectCommand(app *App) *cobra.Command {
 	}
 	cmd.Flags().StringVarP(&format, "format", "f", "", "format of the output: json (the default) or a Go template")
 	cmd.Flags().StringVar(&platform, "platform", "", "platform of an image that has several, OS/ARCH[/VARIANT]")
-	root := app.storeFlag(cmd)
+	root := app.StoreFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		p, err := parsePlatform(cmd, platform)
 		if err != nil {
 			return err
 		}
-		st, err := app.openStore(*root)
+		st, err := app.OpenStore(*root)
 		if err != nil {
 			return err
 		}
@@ -131,13 +131,13 @@ func parsePlatform(cmd *cobra.Command, s string) (*ocispec.Platform, error) {
 // this machine's or else the first that the store has.
 func (s *stored) pick(ctx context.Context, p *ocispec.Platform) (*image.Image, error) {
 	if p != nil {
-		return image.Resolve(ctx, documents(s.store), s.Desc, *p)
+		return image.Resolve(ctx, image.InStore(s.store), s.Desc, *p)
 	}
 	return anyImage(ctx, s.store, s.Desc)
 }
 
 func anyImage(ctx context.Context, st *store.Store, d ocispec.Descriptor) (*image.Image, error) {
-	get := documents(st)
+	get := image.InStore(st)
 	img, err := image.Resolve(ctx, get, d, ocispec.Platform{})
 	if err == nil || !image.IsIndex(d.MediaType) {
 		return img, err
@@ -159,7 +159,7 @@ func anyImage(ctx context.Context, st *store.Store, d ocispec.Descriptor) (*imag
 }
 
 func inspect(ctx context.Context, st *store.Store, name string, p *ocispec.Platform) (*inspected, error) {
-	found, err := find(ctx, st, name)
+	found, err := find(st, name)
 	if err != nil {
 		return nil, err
 	}

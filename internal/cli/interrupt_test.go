@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/kiln-build/kiln/internal/cli/console"
 	"github.com/kiln-build/kiln/internal/diag"
 )
 
@@ -27,8 +28,8 @@ func TestInterrupted(t *testing.T) {
 	}()
 	var out, errs strings.Builder
 	begun := time.Now()
-	code := Main(ctx, []string{"pull", "--root", t.TempDir(), strings.TrimPrefix(s.URL, "http://") + "/app"},
-		Streams{In: strings.NewReader(""), Out: &out, Err: &errs})
+	code := Main(ctx, []string{"kiln", "pull", "--root", t.TempDir(), strings.TrimPrefix(s.URL, "http://") + "/app"},
+		console.Streams{In: strings.NewReader(""), Out: &out, Err: &errs})
 	if code != diag.ExitInterrupted {
 		t.Errorf("exit code %d", code)
 	}

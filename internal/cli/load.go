@@ -26,7 +26,7 @@ directories with an OCI layout.`,
 	}
 	cmd.Flags().StringVarP(&input, "input", "i", "", "read from this file, or OCI layout directory, instead of standard input")
 	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "print nothing")
-	root := app.storeFlag(cmd)
+	root := app.StoreFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		if in, ok := app.In.(*os.File); input == "" && ok && term.IsTerminal(int(in.Fd())) {
 			return usageError(cmd, "nothing to load: standard input is a terminal").WithHint("Name a file with --input.")
@@ -55,7 +55,7 @@ func (a *App) load(ctx context.Context, root, input string) ([]image.Loaded, err
 			return nil, diag.New(diag.ExitFailure, "load images: %w", err)
 		}
 	}
-	st, err := a.openStore(root)
+	st, err := a.OpenStore(root)
 	if err != nil {
 		return nil, err
 	}

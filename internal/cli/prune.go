@@ -39,7 +39,7 @@ the next build quick. Builds may run meanwhile.`,
 	fl.BoolVar(&dryRun, "dry-run", false, "only say what would be removed")
 	fl.DurationVar(&keepFor, "keep-for", 0, "keep results of steps used within this time, such as 168h")
 	fl.StringVar(&keepSize, "keep-size", "", "keep results of steps, the last used first, while the store is no larger, such as 20GB")
-	root := app.storeFlag(cmd)
+	root := app.StoreFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		opt := store.PruneOptions{KeepFor: keepFor, DryRun: dryRun}
 		if keepFor < 0 {
@@ -55,7 +55,7 @@ the next build quick. Builds may run meanwhile.`,
 		if all && dryRun {
 			return usageError(cmd, "--all and --dry-run cannot be used together")
 		}
-		st, err := app.openStore(*root)
+		st, err := app.OpenStore(*root)
 		if err != nil {
 			return err
 		}

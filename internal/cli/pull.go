@@ -50,7 +50,7 @@ for this machine's, or --platform's, is taken. Layers that the store has are not
 		ValidArgsFunction: app.completeImages,
 	}
 	f.define(cmd)
-	root := app.storeFlag(cmd)
+	root := app.StoreFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		ref, err := registry.NormalizeRef(args[0])
 		if err != nil {
@@ -60,7 +60,7 @@ for this machine's, or --platform's, is taken. Layers that the store has are not
 		if err != nil {
 			return err
 		}
-		st, err := app.openStore(*root)
+		st, err := app.OpenStore(*root)
 		if err != nil {
 			return err
 		}
@@ -81,7 +81,7 @@ func (a *App) pull(ctx context.Context, st *store.Store, client *registry.Client
 	defer release()
 	before, _ := st.Tag(ref)
 	var desc ocispec.Descriptor
-	err = a.withProgress(mode, func(rec *progress.Recorder) error {
+	err = a.WithProgress(mode, false, func(rec *progress.Recorder) error {
 		step := rec.Step("pull "+familiar(ref), "")
 		step.Start()
 		desc, err = pullInto(ctx, st, client, ref, p, step)

@@ -2,20 +2,16 @@ package cli
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
-	"io"
 	"strings"
 
 	"github.com/kiln-build/kiln/internal/diag"
-	"github.com/kiln-build/kiln/internal/image"
+	"github.com/kiln-build/kiln/internal/export"
 	"github.com/kiln-build/kiln/internal/progress"
 	"github.com/kiln-build/kiln/internal/registry"
 	"github.com/kiln-build/kiln/internal/store"
-	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/spf13/cobra"
-	"golang.org/x/sync/errgroup"
 )
 
 func newPushCommand(app *App) *cobra.Command {
@@ -33,13 +29,13 @@ has is not sent; the name is set last, when everything else is there.`,
 	}
 	f.define(cmd)
 	cmd.Flags().BoolVarP(&all, "all-tags", "a", false, "push all tags of the repository NAME")
-	root := app.storeFlag(cmd)
+	root := app.StoreFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		p, err := parsePlatform(cmd, f.platform)
 		if err != nil {
 			return err
 		}
-		st, err := app.openStore(*root)
+		st, err := app.OpenStore(*root)
 		if err != nil {
 			return err
 		}
@@ -51,7 +47,7 @@ has is not sent; the name is set last, when everything else is there.`,
 		if err != nil {
 			return err
 		}
-		ps := &pushing{store: st, client: client, platform: p}
+		ps := &export.StoredPush{Store: st, Registry: client, Platform: p}
 		return app.push(cmd.Context(), ps, refs, f.mode())
 	}
 	return cmd
@@ -94,18 +90,18 @@ func pushRefs(cmd *cobra.Command, st *store.Store, name string, all bool) ([]str
 	return refs, nil
 }
 
-func (a *App) push(ctx context.Context, ps *pushing, refs []string, mode string) error {
-	release, err := ps.store.Use(ctx)
+func (a *App) push(ctx context.Context, ps *export.StoredPush, refs []string, mode string) error {
+	release, err := ps.Store.Use(ctx)
 	if err != nil {
 		return err
 	}
 	defer release()
 	pushed := make([]ocispec.Descriptor, len(refs))
-	err = a.withProgress(mode, func(rec *progress.Recorder) error {
+	err = a.WithProgress(mode, false, func(rec *progress.Recorder) error {
 		for i, ref := range refs {
 			step := rec.Step("push "+familiar(ref), "")
 			step.Start()
-			pushed[i], err = ps.ref(ctx, ref, step)
+			pushed[i], err = ps.Push(ctx, ref, step)
 			step.Done(err)
 			if err != nil {
 				return err
@@ -127,103 +123,4 @@ func (a *App) push(ctx context.Context, ps *pushing, refs []string, mode string)
 		}
 	}
 	return nil
-}
-
-// pushing pushes images of a store.
-type pushing struct {
-	store    *store.Store
-	client   *registry.Client
-	platform *ocispec.Platform
-}
-
-// ref pushes what a name means, all platforms unless one was asked for, and
-// returns what the name means then in the registry.
-func (p *pushing) ref(ctx context.Context, ref string, step *progress.Step) (desc ocispec.Descriptor, err error) {
-	if desc, err = p.store.Tag(ref); err != nil {
-		return desc, err
-	}
-	if p.platform != nil {
-		img, err := image.Resolve(ctx, documents(p.store), desc, *p.platform)
-		if err != nil {
-			return desc, err
-		}
-		desc = img.Manifest
-	}
-	to, err := p.client.Pusher(ctx, ref)
-	if err != nil {
-		return desc, err
-	}
-	raw, err := p.content(ctx, to, desc, step, 0)
-	if err != nil {
-		return desc, err
-	}
-	return desc, to.Tag(ctx, desc.MediaType, raw)
-}
-
-const maxNested = 4 // indexes in indexes
-
-// content pushes everything that a manifest or index names, and returns it.
-func (p *pushing) content(ctx context.Context, to *registry.Pusher, desc ocispec.Descriptor, step *progress.Step, depth int) ([]byte, error) {
-	raw, err := p.store.ReadBlob(desc.Digest, image.MaxManifest)
-	if err != nil {
-		return nil, fmt.Errorf("read manifest %s: %w", desc.Digest, err)
-	}
-	if !image.IsIndex(desc.MediaType) {
-		return raw, p.image(ctx, to, desc, raw, step)
-	}
-	idx, err := image.ParseIndex(raw, desc.MediaType)
-	if err != nil {
-		return nil, err
-	}
-	if depth == maxNested {
-		return nil, diag.New(diag.ExitFailure, "index %s: too many indexes within each other", desc.Digest)
-	}
-	for _, m := range idx.Manifests {
-		child, err := p.content(ctx, to, m, step, depth+1)
-		if err != nil {
-			return nil, err
-		}
-		if _, err := to.Manifest(ctx, m.MediaType, child); err != nil {
-			return nil, err
-		}
-	}
-	return raw, nil
-}
-
-// image pushes the layers and the config of one image, or of an attestation.
-func (p *pushing) image(ctx context.Context, to *registry.Pusher, desc ocispec.Descriptor, raw []byte, step *progress.Step) error {
-	var m ocispec.Manifest
-	if err := json.Unmarshal(raw, &m); err != nil {
-		return fmt.Errorf("read manifest %s: %w", desc.Digest, err)
-	}
-	origins := map[digest.Digest]string{}
-	if img, err := image.FromStore(p.store, string(desc.Digest), ocispec.Platform{}); err == nil {
-		for _, l := range img.Layers {
-			origins[l.Blob.Digest] = l.Origin
-		}
-	}
-	g, gctx := errgroup.WithContext(ctx)
-	seen := map[digest.Digest]bool{}
-	for _, b := range append(m.Layers, m.Config) {
-		if seen[b.Digest] || image.IsForeign(b.MediaType) {
-			continue
-		}
-		seen[b.Digest] = true
-		g.Go(func() error { return p.blob(gctx, to, b, origins[b.Digest], step) })
-	}
-	return g.Wait()
-}
-
-func (p *pushing) blob(ctx context.Context, to *registry.Pusher, b ocispec.Descriptor, origin string, step *progress.Step) error {
-	open := func() (io.ReadCloser, error) {
-		// A layer of the base image may never have been needed here.
-		if err := image.Fetch(ctx, p.store, image.Layer{Blob: b, Origin: origin}, p.client); err != nil {
-			return nil, err
-		}
-		return p.store.OpenBlob(b.Digest)
-	}
-	_, err := to.Blob(ctx, b, origin, open, func(sent int64) {
-		step.Transfer(shortDigest(b.Digest), sent, b.Size)
-	})
-	return err
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"path/filepath"
 
+	"github.com/kiln-build/kiln/internal/cli/console"
 	"github.com/kiln-build/kiln/internal/registryserver"
 	"github.com/spf13/cobra"
 )
@@ -32,7 +33,7 @@ reach its address can read and replace every image.`,
 	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "do not show requests")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		if root == "" {
-			dir, err := storeRoot("", app.Getenv)
+			dir, err := console.StoreRoot("", app.Getenv)
 			if err != nil {
 				return err
 			}

@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/agext/levenshtein"
+	"github.com/kiln-build/kiln/internal/cli/buildctl"
 	"github.com/kiln-build/kiln/internal/diag"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -81,9 +82,6 @@ func newRootCommand(app *App) *cobra.Command {
 		DisableFlagsInUseLine: true,
 		CompletionOptions:     cobra.CompletionOptions{DisableDefaultCmd: true},
 	}
-	root.SetIn(app.In)
-	root.SetOut(app.Out)
-	root.SetErr(app.Err)
 	root.SetFlagErrorFunc(flagError)
 	root.SetUsageTemplate(usageTemplate)
 	root.AddGroup(
@@ -99,10 +97,10 @@ func newRootCommand(app *App) *cobra.Command {
 			root.AddCommand(c)
 		}
 	}
-	add(groupBuild, newBuildCommand(app), newPushCommand(app), newPullCommand(app), newLoginCommand(app), newLogoutCommand(app))
+	add(groupBuild, newBuildCommand(app), newPushCommand(app), newPullCommand(app), newLoginCommand(app), newLogoutCommand(app), buildctl.New(&app.Console))
 	add(groupImages, newImagesCommand(app), newTagCommand(app), newRmiCommand(app), newInspectCommand(app),
 		newHistoryCommand(app), newSaveCommand(app), newLoadCommand(app), newPruneCommand(app))
-	add(groupMachine, newInfoCommand(app), newRegistryCommand(app), newVersionCommand(app), newCompletionCommand(app))
+	add(groupMachine, newInfoCommand(app), newRegistryCommand(app), newBuildkitdCommand(app), newVersionCommand(app), newCompletionCommand(app))
 	root.SetHelpCommandGroupID(groupMachine)
 	return root
 }

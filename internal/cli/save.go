@@ -32,7 +32,7 @@ takes. The same images give the same bytes.`,
 	cmd.Flags().StringVarP(&output, "output", "o", "", "write to this file instead of standard output")
 	cmd.Flags().StringVar(&platform, "platform", "", "platform of an image that has several, OS/ARCH[/VARIANT]")
 	cmd.Flags().StringArrayVar(&insecure, "insecure-registry", nil, insecureHelp)
-	root := app.storeFlag(cmd)
+	root := app.StoreFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if out, ok := app.Out.(*os.File); output == "" && ok && term.IsTerminal(int(out.Fd())) {
 			return usageError(cmd, "an archive cannot be written to a terminal").WithHint("Name a file with --output.")
@@ -41,7 +41,7 @@ takes. The same images give the same bytes.`,
 		if err != nil {
 			return err
 		}
-		st, err := app.openStore(*root)
+		st, err := app.OpenStore(*root)
 		if err != nil {
 			return err
 		}
@@ -88,7 +88,7 @@ func (a *App) save(ctx context.Context, st *store.Store, names []string, p *ocis
 // toSave is an image with the name that it was asked for by, or, if that is an
 // ID, with none.
 func toSave(ctx context.Context, st *store.Store, name string, p *ocispec.Platform) (image.ToSave, error) {
-	found, err := find(ctx, st, name)
+	found, err := find(st, name)
 	if err != nil {
 		return image.ToSave{}, err
 	}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/kiln-build/kiln/internal/cli/console"
 	"github.com/kiln-build/kiln/internal/diag"
 	"github.com/kiln-build/kiln/internal/registry"
 	"github.com/kiln-build/kiln/internal/store"
@@ -20,13 +21,13 @@ it. The image's name must begin with the registry's to be pushed there.`,
 		Args:              nargs(2, 2),
 		ValidArgsFunction: app.completeImages,
 	}
-	root := app.storeFlag(cmd)
+	root := app.StoreFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		target, err := taggable(args[1])
 		if err != nil {
 			return err
 		}
-		st, err := app.openStore(*root)
+		st, err := app.OpenStore(*root)
 		if err != nil {
 			return err
 		}
@@ -35,7 +36,7 @@ it. The image's name must begin with the registry's to be pushed there.`,
 			return err
 		}
 		defer release()
-		img, err := find(cmd.Context(), st, args[0])
+		img, err := find(st, args[0])
 		if err != nil {
 			return err
 		}
@@ -59,9 +60,9 @@ than one.`,
 		ValidArgsFunction: app.completeImages,
 	}
 	cmd.Flags().BoolVarP(&force, "force", "f", false, "remove all names of an image given by its ID; an image that is not there is no error")
-	root := app.storeFlag(cmd)
+	root := app.StoreFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		st, err := app.openStore(*root)
+		st, err := app.OpenStore(*root)
 		if err != nil {
 			return err
 		}
@@ -69,7 +70,7 @@ than one.`,
 		for _, name := range args {
 			if err := app.rmi(cmd, st, name, force); err != nil {
 				if failed != nil {
-					PrintError(app.Err, failed)
+					console.PrintError(app.Err, failed)
 				}
 				failed = err
 			}
@@ -106,7 +107,7 @@ func refsOf(cmd *cobra.Command, st *store.Store, name string, force bool) ([]str
 			return []string{ref}, nil
 		}
 	}
-	img, err := find(cmd.Context(), st, name)
+	img, err := find(st, name)
 	if err != nil {
 		if force && diag.ExitCode(err) == diag.ExitFailure {
 			return nil, nil

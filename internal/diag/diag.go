@@ -23,10 +23,10 @@ const (
 
 // Location is a place in a Dockerfile.
 type Location struct {
-	File    string
-	Line    int      // first line, from 1
-	EndLine int      // last line, inclusive
-	Source  []string // all lines of the file, for an excerpt; may be nil
+	File    string   `json:"file"`
+	Line    int      `json:"line"`    // first line, from 1
+	EndLine int      `json:"endLine"` // last line, inclusive
+	Source  []string `json:"-"`       // all lines of the file, for an excerpt; may be nil
 }
 
 // Error is an error that tells its user what to do.

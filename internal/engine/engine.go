@@ -15,170 +15,113 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"runtime"
 	"sync"
 
 	"github.com/opencontainers/go-digest"
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sync/semaphore"
 
 	"github.com/kiln-build/kiln/internal/cache"
 	"github.com/kiln-build/kiln/internal/diag"
-	"github.com/kiln-build/kiln/internal/image"
-	"github.com/kiln-build/kiln/internal/layer"
 	"github.com/kiln-build/kiln/internal/progress"
-	"github.com/kiln-build/kiln/internal/sandbox"
-	"github.com/kiln-build/kiln/internal/store"
-	"github.com/kiln-build/kiln/internal/tree"
+	"github.com/kiln-build/kiln/internal/source/remote"
 )
 
-// Images resolves and fetches the images that a build starts from.
-type Images interface {
-	Resolve(ctx context.Context, ref string, p ocispec.Platform) (*image.Image, error)
-	ResolveLayout(ctx context.Context, store string, d digest.Digest, p ocispec.Platform) (*image.Image, error)
-	image.Fetcher
-}
-
-// Config is what the engine works with. What may be left out says so.
-type Config struct {
-	Store  *store.Store
-	Cache  cache.Index // of the store
-	Images Images
-	// Sandbox is asked for when the first RUN step is to run, and once.
-	Sandbox func(ctx context.Context) (sandbox.Sandbox, error)
-	// Trees are the local contexts by name.
-	Trees map[string]tree.Tree
-	// ResolvConf is shown to RUN steps as /etc/resolv.conf.
-	ResolvConf []byte
-
-	// From are asked, in this order, for records that Cache does not have. May be empty.
-	From []cache.Reader
-	// Lost says of layers that are not in the store that they cannot be fetched either,
-	// though a record says so. May be nil.
-	Lost func(image.Layer) bool
-	// OnResult is told of the result of every operation that has one, also of those
-	// that were not needed because of another's. May be nil.
-	OnResult func(Result)
-
-	Progress *progress.Recorder
-	// Parallel bounds the RUN steps that run at the same time; 0: as many as there are CPUs, two at least.
-	Parallel int
-	// OnLayers is told, while the build goes on, of layers that the result
-	// will have, from the bottom: each call repeats and extends the one before. May be nil.
-	OnLayers func([]image.Layer)
-}
-
-// Result is what an operation gave, in this build or an earlier one.
-type Result struct {
-	Key digest.Digest // by definition
-	cache.Record
-	InResult bool // its layers are the bottom of the target's
-}
-
-// Solve computes the graph's target and returns the layers of its file system.
-// Every layer is in the store, or can be fetched from its origin.
-func Solve(ctx context.Context, c Config, g *Graph) ([]image.Layer, error) {
+// Solve computes the graph's target.
+func (s *Solver) Solve(ctx context.Context, g *Graph, w Watch) (Result, error) {
 	if g.Target.Op == nil {
-		return nil, nil
-	}
-	n := c.Parallel
-	if n == 0 {
-		n = max(2, runtime.NumCPU())
+		return Result{}, nil
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	r := &run{
-		Config: c, fail: cancel, slots: semaphore.NewWeighted(int64(n)), states: map[*Op]*state{},
-		readers: map[digest.Digest]*layer.Reader{}, contexts: map[*Local]tree.Tree{}, sessions: map[*Op]*session{},
-		sandboxOnce: sync.OnceValues(func() (sandbox.Sandbox, error) { return c.Sandbox(ctx) }),
-	}
+	r := &run{Solver: s, fail: cancel, watch: w, states: map[*Op]*state{}, sessions: map[*Op]*session{}}
 	defer r.close()
 	r.prepare(g)
-	out, err := r.eval(ctx, g.Target.Op)
-	if err == nil && out.context != nil {
-		err = errors.New("the result of the build is a build context, and not a root file system")
-	}
-	if rebuildable(context.Cause(ctx)) {
+	out, err := r.eval(ctx, g.Target)
+	if Rebuildable(context.Cause(ctx)) {
 		r.cancelSteps(g.Ops)
 	}
 	if cause := context.Cause(ctx); cause != nil {
 		if errors.Is(err, cause) && diag.ExitCode(cause) == diag.ExitTimeout {
-			return nil, err // the cause, and the step that took so long
+			return Result{}, err // the cause, and the step that took so long
 		}
-		return nil, cause // the first failure, or why the build was ended
+		return Result{}, cause // the first failure, or why the build was ended
 	}
 	if err != nil {
-		return nil, err
+		return Result{}, err
 	}
 	for _, op := range g.Ops {
 		r.states[op].step.Cached() // whatever was not needed
 	}
-	if err := r.tellRest(ctx, g.Ops); err != nil {
-		return nil, err
-	}
-	return out.layers, nil
+	return out, r.tellRest(ctx, g.Ops)
 }
 
 // prepare makes the states of all operations.
 func (r *run) prepare(g *Graph) {
 	for _, op := range g.Ops {
-		s := &state{op: op, consumers: map[*Op]bool{}, forced: op.IgnoreCache}
+		s := &state{op: op, consumers: map[*Op]bool{}, forced: op.IgnoreCache, wanted: map[int]bool{}, inResult: none}
+		step := progress.StepInfo{Name: op.Name, Stage: op.Stage, Digest: op.Digest, Group: op.Group}
 		r.states[op] = s
 		for _, in := range op.Inputs {
 			if in.Op != nil {
 				r.states[in.Op].consumers[op] = true
+				step.Inputs = append(step.Inputs, in.Op.Digest)
+				r.states[in.Op].wanted[in.Index] = true
 				s.forced = s.forced || r.states[in.Op].forced
 			}
 		}
-		s.step = r.Progress.Step(op.Name, op.Stage)
+		s.step = r.Progress.Plan(step)
 	}
-	for op := g.Target.Op; op != nil; op = base(op) {
-		r.states[op].inResult = true
+	r.states[g.Target.Op].wanted[g.Target.Index] = true
+	for in := g.Target; in.Op != nil; in = base(in) {
+		r.states[in.Op].inResult = in.Index
 	}
 }
 
-// base is the operation whose layers are at the bottom of op's result, nil if none.
-func base(op *Op) *Op {
+// base is the input whose layers are at the bottom of a result, Op nil if there is none.
+func base(in Input) Input {
 	n := 0
-	if f, ok := op.Do.(*File); ok {
-		ref := f.Actions[f.Result].Base
+	switch do := in.Op.Do.(type) {
+	case *File:
+		ref := do.Actions[do.Result].Base
 		for ref.Kind == RefAction {
-			ref = f.Actions[ref.N].Base
+			ref = do.Actions[ref.N].Base
 		}
 		if ref.Kind == RefScratch {
-			return nil
+			return Input{}
 		}
 		n = ref.N
+	case *Exec:
+		if m := do.result(in.Index); m != Root {
+			n = do.Mounts[m].Input
+		}
 	}
-	if n >= len(op.Inputs) {
-		return nil
+	if n >= len(in.Op.Inputs) {
+		return Input{}
 	}
-	return op.Inputs[n].Op
+	return in.Op.Inputs[n]
 }
 
 // run is one Solve.
 type run struct {
-	Config
-	fail        context.CancelCauseFunc // ends everything that the run does
-	slots       *semaphore.Weighted
-	states      map[*Op]*state
-	sandboxOnce func() (sandbox.Sandbox, error)
-	background  sync.WaitGroup
+	*Solver
+	fail       context.CancelCauseFunc // ends everything that the run does
+	watch      Watch
+	states     map[*Op]*state
+	background sync.WaitGroup
 
-	mu       sync.Mutex
-	contexts map[*Local]tree.Tree
-	readers  map[digest.Digest]*layer.Reader
-	sessions map[*Op]*session
-	images   map[digest.Digest]image.Layer // layers of all images that were resolved
-	bound    map[bound]image.Layer         // parts of build contexts that were mounted
+	sessionMu sync.Mutex
+	sessions  map[*Op]*session
 }
+
+// none is no number of a result.
+const none = -1
 
 // state is what a run knows about one operation.
 type state struct {
 	op        *Op
 	consumers map[*Op]bool
-	inResult  bool // its layers are the bottom of the target's
+	wanted    map[int]bool // results that others take, and that are looked up and recorded
+	inResult  int          // the result whose layers are the bottom of the target's, or none
 	// forced: the cache is not to be asked by definition, because this operation or one that
 	// it needs is to be run in any case.
 	forced bool
@@ -191,57 +134,61 @@ type state struct {
 	// what is mounted from them, by number of the action or mount. The key is computed before anything else needs it.
 	copied map[int]digest.Digest
 
+	versionOnce sync.Once
+	version     remote.Version // of a remote source
+	versionErr  error
+
 	ran      bool // its own work has begun, and failed
 	evalOnce sync.Once
-	out      snapshot
-	told     bool // of its result
+	outs     []Result
+	told     bool // of its results
 	err      error
 }
 
-// snapshot is the result of an operation: the layers of a root file system,
-// the bottom first, or a build context.
-type snapshot struct {
-	layers  []image.Layer
-	context tree.Tree // nil unless it is a context
-}
-
 func (r *run) close() {
-	r.mu.Lock()
+	r.sessionMu.Lock()
 	for _, s := range r.sessions {
 		r.closeSession(s)
 	}
 	r.sessions = nil
-	r.mu.Unlock()
+	r.sessionMu.Unlock()
 	r.background.Wait()
-	for _, l := range r.readers {
-		l.Close()
+	for _, s := range r.states {
+		if s.version != nil {
+			if err := s.version.Close(); err != nil {
+				r.Progress.Warn("remove what was fetched: " + err.Error())
+			}
+		}
 	}
 }
 
-// eval computes an operation, once.
-func (r *run) eval(ctx context.Context, op *Op) (snapshot, error) {
-	if op == nil {
-		return snapshot{}, nil
+// eval computes an operation, once, and gives one of its results.
+func (r *run) eval(ctx context.Context, in Input) (Result, error) {
+	if in.Op == nil {
+		return Result{}, nil
 	}
-	s := r.states[op]
+	s := r.states[in.Op]
 	s.evalOnce.Do(func() {
-		s.out, s.err = r.compute(ctx, s)
+		s.outs, s.err = r.compute(ctx, s)
 		if s.err != nil {
 			s.err = r.failed(ctx, s, s.err)
 			return
 		}
-		if s.inResult && r.OnLayers != nil {
-			r.OnLayers(s.out.layers)
+		if n := s.inResult; n != none && r.watch.Layers != nil && s.outs[n].context == nil {
+			r.watch.Layers(s.outs[n].Layers)
 		}
 	})
-	return s.out, s.err
+	if s.err != nil {
+		return Result{}, s.err
+	}
+	return s.outs[in.Index], nil
 }
 
 // failed ends the run because of what happened in s, unless it is ending
 // already. Only the first failure is shown: the rest follows from it.
 func (r *run) failed(ctx context.Context, s *state, err error) error {
 	err = r.at(ctx, s.op, err)
-	if rebuildable(err) {
+	if Rebuildable(err) {
 		s.step.Cancel() // the caller knows what to do
 		r.fail(err)
 		return err
@@ -255,40 +202,46 @@ func (r *run) failed(ctx context.Context, s *state, err error) error {
 	return err
 }
 
-func (r *run) compute(ctx context.Context, s *state) (snapshot, error) {
+// compute gives all results of an operation.
+func (r *run) compute(ctx context.Context, s *state) ([]Result, error) {
 	switch do := s.op.Do.(type) {
 	case *Local:
-		t, err := r.local(do)
+		t, err := r.local(ctx, do)
 		if err != nil {
-			return snapshot{}, err
+			return nil, err
 		}
 		s.step.Start()
 		s.step.Done(nil)
-		return snapshot{context: t}, nil
+		return []Result{{context: t, local: do}}, nil
 	case *Image, *Layout:
-		return r.image(ctx, s)
+		out, err := r.image(ctx, s)
+		return []Result{out}, err
 	}
-	rec, err := r.result(ctx, s)
-	if err != nil {
-		return snapshot{}, err
-	}
-	r.tell(s, *rec)
-	return snapshot{layers: rec.Layers}, nil
-}
-
-// result is what the operation gives: from the cache by its definition, from the
-// cache by the content of its computed inputs, or by doing it.
-func (r *run) result(ctx context.Context, s *state) (*cache.Record, error) {
 	key, err := r.keyOf(ctx, s.op)
 	if err != nil {
 		return nil, err
 	}
 	if !s.forced {
-		if hit, err := r.lookup(ctx, key); hit != nil || err != nil {
-			s.step.Cached()
-			return hit, err
+		if hit, err := r.lookup(ctx, s, key); hit != nil || err != nil {
+			return r.found(s, hit), err
 		}
 	}
+	// Of several Solves that want it now, one does it.
+	unlock, err := r.flights.lock(ctx, key)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	if done := r.flights.finished(key); done != nil {
+		s.step.Cached()
+		return done, nil
+	}
+	return r.produce(ctx, s, key)
+}
+
+// produce gives the results of an operation that is not known by its definition: by the
+// content of its inputs, or by doing it.
+func (r *run) produce(ctx context.Context, s *state, key digest.Digest) ([]Result, error) {
 	ins, err := r.inputs(ctx, s.op)
 	if err != nil {
 		return nil, err
@@ -297,59 +250,67 @@ func (r *run) result(ctx context.Context, s *state) (*cache.Record, error) {
 	if err != nil {
 		return nil, err
 	}
-	var hit *cache.Record
+	var recs []cache.Record
 	if !s.op.IgnoreCache {
-		if hit, err = r.lookup(ctx, content); err != nil {
+		if recs, err = r.lookup(ctx, s, content); err != nil {
 			return nil, err
 		}
 	}
-	did := hit == nil
+	did := recs == nil
 	if did {
-		ls, err := r.do(ctx, s, ins)
+		outs, err := r.do(ctx, s, ins)
 		if err != nil {
 			s.ran = true
 			return nil, err
 		}
-		hit = &cache.Record{Layers: ls}
+		for i, out := range outs {
+			s.wanted[i] = true // perhaps by the next build
+			recs = append(recs, cache.Record{Layers: out.Layers})
+		}
 	}
-	hit.Content = content
-	if err := r.Cache.Save(ctx, key, *hit); err != nil {
+	if err := r.save(ctx, s, key, content, recs); err != nil {
 		return nil, err
 	}
-	if did {
-		s.step.Done(nil)
+	if !did {
+		return r.found(s, recs), nil
 	}
-	s.step.Cached() // unless it was done
-	return hit, nil
+	s.step.Done(nil)
+	outs := r.found(s, recs)
+	r.flights.finish(key, outs)
+	return outs, nil
 }
 
 // inputs computes all inputs of op at the same time. What one begins may
 // outlive this (a sandbox's session), so they share the run's context.
-func (r *run) inputs(ctx context.Context, op *Op) ([]snapshot, error) {
-	out := make([]snapshot, len(op.Inputs))
+func (r *run) inputs(ctx context.Context, op *Op) ([]Result, error) {
+	out := make([]Result, len(op.Inputs))
 	var g errgroup.Group
 	for i, in := range op.Inputs {
 		g.Go(func() (err error) {
-			out[i], err = r.eval(ctx, in.Op)
+			out[i], err = r.eval(ctx, in)
 			return err
 		})
 	}
 	return out, g.Wait()
 }
 
-func (r *run) do(ctx context.Context, s *state, ins []snapshot) ([]image.Layer, error) {
+func (r *run) do(ctx context.Context, s *state, ins []Result) ([]Result, error) {
 	s.step.Start()
 	switch do := s.op.Do.(type) {
 	case *Exec:
 		return r.exec(ctx, s, do, ins)
 	case *File:
-		return r.file(ctx, do, ins)
+		ls, err := r.file(ctx, do, ins)
+		return []Result{{Layers: ls}}, err
+	case *Remote:
+		ls, err := r.remote(ctx, s)
+		return []Result{{Layers: ls}}, err
 	case *Merge:
-		ls := []image.Layer{} // not nil, which would be a miss
-		for _, in := range ins {
-			ls = append(ls, in.layers...)
-		}
-		return ls, nil
+		ls, err := r.merge(ctx, ins)
+		return []Result{{Layers: ls}}, err
+	case *Diff:
+		ls, err := r.diff(ctx, ins)
+		return []Result{{Layers: ls}}, err
 	default:
 		return nil, fmt.Errorf("operation %T is not known", do)
 	}

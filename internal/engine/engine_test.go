@@ -22,6 +22,7 @@ import (
 	"github.com/kiln-build/kiln/internal/image"
 	"github.com/kiln-build/kiln/internal/layer"
 	"github.com/kiln-build/kiln/internal/sandbox"
+	"github.com/kiln-build/kiln/internal/source"
 	"github.com/kiln-build/kiln/internal/store"
 	"github.com/kiln-build/kiln/internal/tree"
 	"github.com/kiln-build/kiln/internal/tree/memtree"
@@ -90,6 +91,10 @@ func (s *boxSession) Run(ctx context.Context, p sandbox.Process, _, changes io.W
 	return tw.Close()
 }
 
+func (*boxSession) Changes(context.Context, *sandbox.Volume, io.Writer) error {
+	return errors.New("there are no volumes")
+}
+
 func (s *boxSession) Close() error {
 	s.b.mu.Lock()
 	defer s.b.mu.Unlock()
@@ -106,6 +111,8 @@ type fixture struct {
 	box *box
 	c   engine.Config
 	ops []*engine.Op
+
+	watch engine.Watch
 }
 
 func newFixture(t *testing.T) *fixture {
@@ -117,8 +124,7 @@ func newFixture(t *testing.T) *fixture {
 	f := &fixture{t: t}
 	f.c = engine.Config{
 		Store: st, Cache: cache.NewLocal(st), Images: catalogue{},
-		Sandbox: func(context.Context) (sandbox.Sandbox, error) { return f.box, nil },
-		Trees:   map[string]tree.Tree{"context": memtree.New(map[string]memtree.File{"a": {Data: "a"}, "b": {Data: "b"}})},
+		Contexts: source.Trees{"context": memtree.New(map[string]memtree.File{"a": {Data: "a"}, "b": {Data: "b"}})},
 	}
 	return f
 }
@@ -132,6 +138,10 @@ func (f *fixture) op(do engine.Operation, ins ...*engine.Op) *engine.Op {
 	return o
 }
 
+func local(name string) *engine.Local {
+	return &engine.Local{Selection: source.Selection{Name: name}}
+}
+
 func (f *fixture) exec(args string, in ...*engine.Op) *engine.Op {
 	return f.op(&engine.Exec{
 		Args: strings.Fields(args), Platform: ocispec.Platform{OS: "linux", Architecture: runtime.GOARCH}, User: "0",
@@ -140,7 +150,14 @@ func (f *fixture) exec(args string, in ...*engine.Op) *engine.Op {
 
 func (f *fixture) solve(target *engine.Op) ([]image.Layer, error) {
 	f.box = &box{}
-	ls, err := engine.Solve(context.Background(), f.c, &engine.Graph{Ops: f.ops, Target: engine.Input{Op: target}})
+	f.c.Sandbox = f.box
+	solver := engine.New(f.c)
+	defer solver.Close()
+	res, err := solver.Solve(context.Background(), &engine.Graph{Ops: f.ops, Target: engine.Input{Op: target}}, f.watch)
+	ls := res.Layers
+	if err == nil {
+		ls, err = solver.Layers(context.Background(), res)
+	}
 	if f.box.open != 0 {
 		f.t.Errorf("%d sessions are open", f.box.open)
 	}
@@ -241,19 +258,10 @@ func TestFirstFailure(t *testing.T) {
 	}
 }
 
-func TestResultMustBeARoot(t *testing.T) {
+func TestNoContext(t *testing.T) {
 	f := newFixture(t)
-	local := f.op(&engine.Local{Name: "context"})
-	for name, op := range map[string]*engine.Op{
-		"context": local, "no context": f.op(&engine.Local{Name: "nosuch"}), "run on a context": f.exec("write a 1", local),
-		"merge of a context": f.op(&engine.Merge{}, local),
-		"change of a context": f.op(&engine.File{Actions: []engine.Action{{
-			Base: engine.Ref{Kind: engine.RefInput}, Mkdir: &fileop.MkdirAction{Path: "/x"},
-		}}}, local),
-	} {
-		if ls, err := f.solve(op); err == nil {
-			t.Errorf("%s: %v", name, ls)
-		}
+	if ls, err := f.solve(f.op(local("nosuch"))); err == nil {
+		t.Errorf("a context that there is not: %v", ls)
 	}
 }
 
@@ -305,7 +313,7 @@ func TestActionsShareResults(t *testing.T) {
 func TestOnLayers(t *testing.T) {
 	f := newFixture(t)
 	var told [][]image.Layer
-	f.c.OnLayers = func(ls []image.Layer) { told = append(told, ls) }
+	f.watch.Layers = func(ls []image.Layer) { told = append(told, ls) }
 	a := f.exec("write a 1")
 	side := f.exec("write s 1")
 	b := f.exec("write b 1", a)
@@ -331,5 +339,100 @@ func TestLostLayers(t *testing.T) {
 	again := f.mustSolve(b)
 	if len(f.box.ran) == 0 || again[0].DiffID != ls[0].DiffID || f.read(again, "a") != "1" {
 		t.Errorf("ran %q", f.box.ran)
+	}
+}
+
+// list are the paths of the file system that layers make.
+func (f *fixture) list(ls []image.Layer) (paths []string) {
+	f.t.Helper()
+	solver := engine.New(f.c)
+	defer solver.Close()
+	t, err := solver.Tree(context.Background(), engine.Result{Layers: ls})
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	if err := tree.Walk(t, ".", func(p string, n tree.Node) error {
+		if !n.IsDir() {
+			paths = append(paths, p)
+		}
+		return nil
+	}); err != nil {
+		f.t.Fatal(err)
+	}
+	return paths
+}
+
+// TestDiff: of what was built on the other, its own layers; else what makes one of the other.
+func TestDiff(t *testing.T) {
+	f := newFixture(t)
+	base := f.exec("write dir/a 1")
+	both := f.exec("write dir/b 2", f.exec("write same 1", base))
+	other := f.exec("write c 3", f.exec("write same 1", base))
+	if ls := f.mustSolve(f.op(&engine.Diff{}, base, both)); len(ls) != 2 {
+		t.Errorf("%d layers instead of the two that were built on it", len(ls))
+	}
+	if ls := f.mustSolve(f.op(&engine.Diff{}, both, both)); len(ls) != 0 {
+		t.Errorf("%d layers between a file system and itself", len(ls))
+	}
+	d := f.op(&engine.Diff{}, both, other)
+	ls := f.mustSolve(d)
+	if len(ls) != 1 {
+		t.Fatalf("%d layers", len(ls))
+	}
+	if got := f.list(f.mustSolve(f.op(&engine.Merge{}, both, d))); !slices.Equal(got, []string{"c", "dir/a", "same"}) {
+		t.Errorf("with the difference laid over it: %q", got)
+	}
+	if got := f.list(ls); !slices.Equal(got, []string{"c"}) { // besides that, a whiteout
+		t.Errorf("the difference alone: %q", got)
+	}
+	if ls := f.mustSolve(f.op(&engine.Diff{}, nil, both)); !slices.Equal(f.list(ls), []string{"dir/a", "dir/b", "same"}) {
+		t.Errorf("from nothing: %q", f.list(ls))
+	}
+}
+
+// TestContextResult: a build context can be the result, a base, or a root file system.
+func TestContextResult(t *testing.T) {
+	f := newFixture(t)
+	ctx := f.op(local("context"))
+	for name, x := range map[string]struct {
+		op   *engine.Op
+		want []string
+	}{
+		"result": {ctx, []string{"a", "b"}},
+		"base": {f.op(&engine.File{Actions: []engine.Action{{
+			Base: engine.Ref{Kind: engine.RefInput}, Mkfile: &fileop.MkfileAction{Path: "/new", Mode: 0o644},
+		}}}, ctx), []string{"a", "b", "new"}},
+		"root":   {f.exec("write c 1", ctx), []string{"a", "b", "c"}},
+		"merged": {f.op(&engine.Merge{}, ctx, f.exec("write d 1")), []string{"a", "b", "d"}},
+	} {
+		if got := f.list(f.mustSolve(x.op)); !slices.Equal(got, x.want) {
+			t.Errorf("%s: %q instead of %q", name, got, x.want)
+		}
+	}
+}
+
+// TestSolves: what one Solve of a build has done is not done again by another, though it is to ignore the cache.
+func TestSolves(t *testing.T) {
+	f := newFixture(t)
+	f.box = &box{}
+	f.c.Sandbox = f.box
+	a := f.exec("write a 1")
+	a.IgnoreCache = true
+	b, c := f.exec("write b 1", a), f.exec("write c 1", a)
+	solver := engine.New(f.c)
+	defer solver.Close()
+	var wg sync.WaitGroup
+	for _, op := range []*engine.Op{b, c, b} {
+		wg.Go(func() {
+			g := &engine.Graph{Ops: []*engine.Op{a, op}, Target: engine.Input{Op: op}}
+			if _, err := solver.Solve(context.Background(), g, engine.Watch{}); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	slices.Sort(f.box.ran)
+	if want := []string{"write a 1", "write b 1", "write c 1"}; !slices.Equal(f.box.ran, want) {
+		t.Errorf("ran %q instead of %q", f.box.ran, want)
 	}
 }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"path"
 	"reflect"
 	"runtime"
 	"slices"
@@ -30,65 +29,117 @@ type session struct {
 }
 
 // exec runs a step, in the session of the step before it if there is one.
-func (r *run) exec(ctx context.Context, s *state, x *Exec, ins []snapshot) ([]image.Layer, error) {
-	var root snapshot
-	if len(ins) > 0 {
-		root = ins[0]
-	}
-	if root.context != nil {
-		return nil, errors.New("a build context cannot be the root file system of a RUN step")
-	}
+func (r *run) exec(ctx context.Context, s *state, x *Exec, ins []Result) ([]Result, error) {
 	if p := x.Platform; p.OS != "linux" || p.Architecture != runtime.GOARCH {
 		return nil, diag.New(diag.ExitStep, "a RUN step for %s/%s cannot run on this linux/%s machine", p.OS, p.Architecture, runtime.GOARCH).
 			WithHint("build this platform on a machine of its kind, or do the work in a stage FROM --platform=$BUILDPLATFORM")
 	}
-	fsys, err := r.treeOf(ctx, root)
-	if err != nil {
-		return nil, err
-	}
-	p, err := process(fsys, x)
-	if err != nil {
-		return nil, err
-	}
-	if len(p.Args) == 0 {
+	if len(x.Args) == 0 {
 		return nil, errors.New("a RUN step without a command")
 	}
-	mounts, err := r.mounts(ctx, s.op, x, ins)
+	var root Result
+	if len(ins) > 0 {
+		var err error
+		if root, err = r.inLayers(ctx, ins[0]); err != nil {
+			return nil, err
+		}
+	}
+	fsys, err := r.Tree(ctx, root)
 	if err != nil {
 		return nil, err
 	}
+	m, err := r.mounts(ctx, s.op, x, ins)
+	if err != nil {
+		return nil, err
+	}
+	defer m.release()
+	secrets, err := r.secretEnv(ctx, x, m)
+	if err != nil {
+		return nil, err
+	}
+	p, err := process(fsys, x, secrets)
+	if err != nil {
+		return nil, err
+	}
+	// Last of all, so that nobody waits with a slot for somebody without.
 	if err := r.slots.Acquire(ctx, 1); err != nil {
 		return nil, context.Cause(ctx)
 	}
 	defer r.slots.Release(1)
-	ses, err := r.startSession(ctx, s, x, root.layers, mounts)
+	ses, err := r.startSession(ctx, s, x, root.Layers, m.mounts)
 	if err != nil {
 		return nil, err
 	}
-	l, err := image.Commit(ctx, r.Store, image.CommitOptions{}, func(w io.Writer) error {
-		return ses.Run(ctx, p, s.step, w)
-	})
+	outs, err := r.runIn(ctx, s, x, ses, p, m, root)
 	if err != nil {
 		r.closeSession(ses)
 		return nil, explainExec(ctx, x, err)
 	}
-	r.keepSession(s, ses)
-	l.Created = time.Now().UTC()
-	return append(slices.Clip(root.layers), l), nil
+	r.keepSession(s, x, ses)
+	return outs, nil
 }
 
-func process(fsys tree.Tree, x *Exec) (sandbox.Process, error) {
+// runIn runs a process in a session and gives the step's results.
+func (r *run) runIn(ctx context.Context, s *state, x *Exec, ses *session, p sandbox.Process, m *stepMounts, root Result) ([]Result, error) {
+	output := newMask(s.step, m.secrets)
+	run := func(changes io.Writer) error { return ses.Run(ctx, p, output, changes) }
+	var l image.Layer
+	var err error
+	if x.isResult(Root) {
+		l, err = image.Commit(ctx, r.Store, image.CommitOptions{}, run)
+		l.Created = time.Now().UTC()
+	} else {
+		err = run(io.Discard)
+	}
+	output.Flush()
+	var failed *sandbox.ExitError
+	if err == nil || errors.As(err, &failed) { // what a failing step downloaded need not be downloaded again
+		if kerr := r.keepCaches(ctx, ses, m); kerr != nil && err == nil {
+			r.Progress.Warn(kerr.Error())
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	outs := make([]Result, x.NumResults())
+	for i := range outs {
+		if outs[i], err = r.result(ctx, x, ses, m, x.result(i), append(slices.Clip(root.Layers), l)); err != nil {
+			return nil, err
+		}
+	}
+	return outs, nil
+}
+
+// result is what became of the root file system, or of a mount.
+func (r *run) result(ctx context.Context, x *Exec, ses *session, m *stepMounts, n int, root []image.Layer) (Result, error) {
+	if n == Root {
+		return Result{Layers: root}, nil
+	}
+	below := m.below[n]
+	if !x.Mounts[n].Writable {
+		return Result{Layers: below}, nil
+	}
+	l, err := r.changes(ctx, ses, m.volumes[n])
+	return Result{Layers: append(slices.Clip(below), l)}, err
+}
+
+func process(fsys tree.Tree, x *Exec, secrets []string) (sandbox.Process, error) {
 	u, err := rootfs.LookupUser(fsys, x.User)
 	if err != nil {
 		return sandbox.Process{}, &diag.Error{Err: err, Code: diag.ExitDockerfile}
 	}
 	env := append(slices.Clone(x.Env), x.Proxy...)
 	env = setDefault(env, "PATH", defaultPath)
+	env = append(env, secrets...)
 	env = setDefault(env, "HOME", u.Home)
-	return sandbox.Process{
-		Args: x.Args, Env: env, Cwd: path.Join("/", x.Cwd),
+	p := sandbox.Process{
+		Args: x.Args, Env: env, Cwd: x.Cwd, Success: x.Success,
 		User: sandbox.User{UID: u.UID, GID: u.GID, Groups: u.Groups},
-	}, nil
+	}
+	for _, l := range x.Ulimits {
+		p.Limits = append(p.Limits, sandbox.Limit(l))
+	}
+	return p, nil
 }
 
 func setDefault(env []string, k, v string) []string {
@@ -108,7 +159,7 @@ func (r *run) sessionConfig(x *Exec) sandbox.Config {
 		hosts += h.IP + "\t" + h.Name + "\n"
 	}
 	return sandbox.Config{
-		Network: !x.NoNetwork, Hostname: host,
+		Network: !x.NoNetwork, Hostname: host, ReadOnlyRoot: x.ReadOnlyRoot,
 		Files: map[string][]byte{
 			"/etc/hosts": []byte(hosts), "/etc/hostname": []byte(host + "\n"), "/etc/resolv.conf": r.ResolvConf,
 		},
@@ -116,7 +167,7 @@ func (r *run) sessionConfig(x *Exec) sandbox.Config {
 }
 
 func sameConfig(a, b sandbox.Config) bool {
-	return a.Network == b.Network && a.Hostname == b.Hostname && string(a.Files["/etc/hosts"]) == string(b.Files["/etc/hosts"]) &&
+	return a.Network == b.Network && a.Hostname == b.Hostname && a.ReadOnlyRoot == b.ReadOnlyRoot && string(a.Files["/etc/hosts"]) == string(b.Files["/etc/hosts"]) &&
 		reflect.DeepEqual(a.Mounts, b.Mounts)
 }
 
@@ -126,20 +177,16 @@ func (r *run) startSession(ctx context.Context, s *state, x *Exec, layers []imag
 	c := r.sessionConfig(x)
 	c.Mounts = mounts
 	if len(s.op.Inputs) > 0 {
-		r.mu.Lock()
+		r.sessionMu.Lock()
 		old := r.sessions[s.op.Inputs[0].Op]
 		delete(r.sessions, s.op.Inputs[0].Op)
-		r.mu.Unlock()
+		r.sessionMu.Unlock()
 		if old != nil && sameConfig(old.config, c) {
 			return old, nil
 		}
 		if old != nil {
 			r.closeSession(old)
 		}
-	}
-	sb, err := r.sandboxOnce()
-	if err != nil {
-		return nil, err
 	}
 	dir, cleanup, err := r.Store.TempDir("run")
 	if err != nil {
@@ -150,22 +197,30 @@ func (r *run) startSession(ctx context.Context, s *state, x *Exec, layers []imag
 	for _, l := range layers {
 		c.Layers = append(c.Layers, r.Store.LayerPath(l.DiffID))
 	}
-	if ses.Session, err = sb.Start(ctx, c); err != nil {
+	if ses.Session, err = r.Sandbox.Start(ctx, c); err != nil {
 		cleanup()
 		if cause := context.Cause(ctx); cause != nil {
 			return nil, cause // it is not the sandbox's fault
 		}
-		return nil, &diag.Error{Err: fmt.Errorf("start the %s sandbox: %w", sb.Name(), err), Code: diag.ExitSandbox, Hint: "`kiln info` says what this machine allows"}
+		return nil, &diag.Error{Err: fmt.Errorf("start the %s sandbox: %w", r.Sandbox.Name(), err), Code: diag.ExitSandbox, Hint: "`kiln info` says what this machine allows"}
 	}
 	return ses, nil
 }
 
+// alone reports whether a step needs a session of its own: what it sees, or what comes
+// back of it, is for nobody else.
+func (x *Exec) alone() bool {
+	return !x.isResult(Root) || x.NumResults() > 1 || slices.ContainsFunc(x.Mounts, func(m Mount) bool {
+		return m.Cache != nil || m.Secret != nil || m.SSH != nil
+	})
+}
+
 // keepSession keeps a session for a step that goes on from it, if there is any.
-func (r *run) keepSession(s *state, ses *session) {
+func (r *run) keepSession(s *state, x *Exec, ses *session) {
 	for c := range s.consumers {
-		if _, ok := c.Do.(*Exec); ok && c.Inputs[0].Op == s.op {
-			r.mu.Lock()
-			defer r.mu.Unlock()
+		if _, ok := c.Do.(*Exec); ok && c.Inputs[0].Op == s.op && !x.alone() {
+			r.sessionMu.Lock()
+			defer r.sessionMu.Unlock()
 			r.sessions[s.op] = ses
 			return
 		}
@@ -187,6 +242,10 @@ func (r *run) closeSession(s *session) {
 func explainExec(ctx context.Context, x *Exec, err error) error {
 	if cause := context.Cause(ctx); cause != nil {
 		return cause
+	}
+	var m *sandbox.MountError
+	if errors.As(err, &m) {
+		return &diag.Error{Err: m, Code: diag.ExitStep, Hint: "what is mounted, and what the image has there, must both be directories or both be files"}
 	}
 	var e *sandbox.ExitError
 	if !errors.As(err, &e) {

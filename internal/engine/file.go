@@ -15,7 +15,7 @@ import (
 
 // file computes a File: every action changes what the one before it made, and
 // the changes against the first base become one layer.
-func (r *run) file(ctx context.Context, f *File, ins []snapshot) ([]image.Layer, error) {
+func (r *run) file(ctx context.Context, f *File, ins []Result) ([]image.Layer, error) {
 	dir, cleanup, err := r.Store.TempDir("file")
 	if err != nil {
 		return nil, err
@@ -36,14 +36,14 @@ func (r *run) file(ctx context.Context, f *File, ins []snapshot) ([]image.Layer,
 		return nil, err
 	}
 	l.Created = time.Now().UTC()
-	return append(slices.Clip(res.base.layers), l), nil
+	return append(slices.Clip(res.base.Layers), l), nil
 }
 
 // fileRun is one File on its way.
 type fileRun struct {
 	r    *run
 	f    *File
-	ins  []snapshot
+	ins  []Result
 	opt  fileop.Options
 	made []made
 	uses map[Ref]int
@@ -52,7 +52,7 @@ type fileRun struct {
 
 // made is the result of an action: changes on top of an input.
 type made struct {
-	base    snapshot
+	base    Result
 	changes *fileop.Changes
 }
 
@@ -83,7 +83,7 @@ func (w *fileRun) tree(ctx context.Context, ref Ref) (tree.Tree, error) {
 	if m.changes != nil {
 		return m.changes, nil
 	}
-	return w.r.treeOf(ctx, m.base)
+	return w.r.Tree(ctx, m.base)
 }
 
 func (w *fileRun) action(ctx context.Context, i int) error {
@@ -93,10 +93,12 @@ func (w *fileRun) action(ctx context.Context, i int) error {
 		return err
 	}
 	switch {
-	case m.base.context != nil:
-		return errors.New("a build context cannot be changed")
 	case m.changes == nil:
-		t, err := w.r.treeOf(ctx, m.base)
+		if m.base.Layers, err = w.r.Layers(ctx, m.base); err != nil { // a build context that is changed is one no more
+			return err
+		}
+		m.base.context = nil
+		t, err := w.r.Tree(ctx, m.base)
 		if err != nil {
 			return err
 		}

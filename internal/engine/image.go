@@ -1,7 +1,9 @@
 package engine
 
 import (
+	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 
@@ -11,7 +13,6 @@ import (
 	"github.com/kiln-build/kiln/internal/image"
 	"github.com/kiln-build/kiln/internal/layer"
 	"github.com/kiln-build/kiln/internal/rootfs"
-	"github.com/kiln-build/kiln/internal/source/filter"
 	"github.com/kiln-build/kiln/internal/tree"
 )
 
@@ -32,14 +33,14 @@ func (r *run) resolve(ctx context.Context, op *Op) (img *image.Image, err error)
 
 // image computes an image operation: it is wanted because something is to be
 // done with its files, so it is pulled.
-func (r *run) image(ctx context.Context, s *state) (snapshot, error) {
+func (r *run) image(ctx context.Context, s *state) (Result, error) {
 	img, err := r.resolve(ctx, s.op)
 	if err != nil {
-		return snapshot{}, err
+		return Result{}, err
 	}
-	if r.present(img.Layers) || s.merged() {
+	if r.present(img.Layers) || s.stacked() {
 		s.step.Cached()
-		return snapshot{layers: img.Layers}, nil
+		return Result{Layers: img.Layers}, nil
 	}
 	s.step.Start()
 	ls, err := image.UnpackAll(ctx, r.Store, img.Layers, r.Images, func(n int, current int64) {
@@ -47,15 +48,15 @@ func (r *run) image(ctx context.Context, s *state) (snapshot, error) {
 		s.step.Transfer(short(b.Digest), current, b.Size)
 	})
 	if err != nil {
-		return snapshot{}, err
+		return Result{}, err
 	}
 	s.step.Done(nil)
-	return snapshot{layers: ls}, nil
+	return Result{Layers: ls}, nil
 }
 
-// merged reports whether nobody looks at the operation's files: they are laid
-// over or under others.
-func (s *state) merged() bool {
+// stacked reports whether nobody looks at the operation's files: they are laid over or
+// under others.
+func (s *state) stacked() bool {
 	for c := range s.consumers {
 		if _, ok := c.Do.(*Merge); !ok {
 			return false
@@ -64,9 +65,9 @@ func (s *state) merged() bool {
 	return len(s.consumers) > 0
 }
 
-func (r *run) present(ls []image.Layer) bool {
+func (s *Solver) present(ls []image.Layer) bool {
 	for _, l := range ls {
-		if !r.Store.HasLayer(l.DiffID) {
+		if !s.Store.HasLayer(l.DiffID) {
 			return false
 		}
 	}
@@ -83,36 +84,43 @@ func short(d digest.Digest) string {
 
 // local is a build context without what its ignore file excludes. It is the
 // same tree each time: it remembers which directories are left out.
-func (r *run) local(l *Local) (tree.Tree, error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if t := r.contexts[l]; t != nil {
+func (s *Solver) local(ctx context.Context, l *Local) (tree.Tree, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	key := l.key()
+	if t := s.contexts[key]; t != nil {
 		return t, nil
 	}
-	t, ok := r.Trees[l.Name]
-	if !ok {
-		return nil, fmt.Errorf("there is no build context %q", l.Name)
+	t, err := s.Contexts.OpenContext(ctx, l.Selection)
+	if err != nil {
+		return nil, err
 	}
-	if len(l.Include) > 0 || len(l.Exclude) > 0 {
-		t = filter.Filter(t, l.Include, l.Exclude, nil)
-	}
-	r.contexts[l] = t
+	s.contexts[key] = t
 	return t, nil
 }
 
-// treeOf is a snapshot as a tree; layers that are not in the store are fetched.
-func (r *run) treeOf(ctx context.Context, s snapshot) (tree.Tree, error) {
-	if s.context != nil {
-		return s.context, nil
+// key tells selections apart.
+func (l *Local) key() string {
+	b, err := json.Marshal(l.Selection)
+	if err != nil {
+		panic(err) // strings and lists of strings
 	}
-	if !r.present(s.layers) { // several at a time
-		if _, err := image.UnpackAll(ctx, r.Store, s.layers, r.Images, nil); err != nil {
+	return string(b)
+}
+
+// Tree is a result as a tree, good until the Solver is closed; layers that are not in the store are fetched.
+func (s *Solver) Tree(ctx context.Context, res Result) (tree.Tree, error) {
+	if res.context != nil {
+		return res.context, nil
+	}
+	if !s.present(res.Layers) { // several at a time
+		if _, err := image.UnpackAll(ctx, s.Store, res.Layers, s.Images, nil); err != nil {
 			return nil, err
 		}
 	}
-	ts := make([]tree.Tree, len(s.layers))
-	for i, l := range s.layers {
-		rd, err := r.reader(ctx, l)
+	ts := make([]tree.Tree, len(res.Layers))
+	for i, l := range res.Layers {
+		rd, err := s.reader(ctx, l)
 		if err != nil {
 			return nil, err
 		}
@@ -121,26 +129,26 @@ func (r *run) treeOf(ctx context.Context, s snapshot) (tree.Tree, error) {
 	return rootfs.New(ts...), nil
 }
 
-// reader opens a layer file, once for the whole run. One that is damaged is
+// reader opens a layer file, once. One that is damaged is
 // made anew, which may take a while: without the lock.
-func (r *run) reader(ctx context.Context, l image.Layer) (*layer.Reader, error) {
-	r.mu.Lock()
-	rd := r.readers[l.DiffID]
-	r.mu.Unlock()
+func (s *Solver) reader(ctx context.Context, l image.Layer) (*layer.Reader, error) {
+	s.mu.Lock()
+	rd := s.readers[l.DiffID]
+	s.mu.Unlock()
 	if rd != nil {
 		return rd, nil
 	}
-	rd, err := image.OpenLayer(ctx, r.Store, l, r.Images)
+	rd, err := image.OpenLayer(ctx, s.Store, l, s.Images)
 	if err != nil {
 		return nil, err
 	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if first := r.readers[l.DiffID]; first != nil {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if first := s.readers[l.DiffID]; first != nil {
 		rd.Close()
 		return first, nil
 	}
-	r.readers[l.DiffID] = rd
+	s.readers[l.DiffID] = rd
 	return rd, nil
 }
 
@@ -159,8 +167,9 @@ func (r *run) at(ctx context.Context, op *Op, err error) error {
 		e.Hint = have.Hint
 		e.Code = have.Code
 	}
-	if _, ok := op.Do.(*File); ok && e.Code == 0 {
-		e.Code = diag.ExitDockerfile
+	switch op.Do.(type) {
+	case *File, *Remote:
+		e.Code = cmp.Or(e.Code, diag.ExitDockerfile)
 	}
 	return e
 }

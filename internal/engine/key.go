@@ -2,15 +2,12 @@ package engine
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io/fs"
 	"time"
 
 	"github.com/opencontainers/go-digest"
 
 	"github.com/kiln-build/kiln/internal/cache"
-	"github.com/kiln-build/kiln/internal/diag"
 	"github.com/kiln-build/kiln/internal/fileop"
 	"github.com/kiln-build/kiln/internal/image"
 )
@@ -18,9 +15,12 @@ import (
 // Versions of what the operations do: raised when the same fields and inputs
 // would give another result than before.
 const (
-	execVersion  = 1
+	execVersion  = 2
 	fileVersion  = 1
 	mergeVersion = 1
+	diffVersion  = 1
+
+	remoteVersion = 1
 )
 
 // keyOf is the key of an operation by its definition: its fields and the keys
@@ -40,6 +40,27 @@ func (r *run) keyOf(ctx context.Context, op *Op) (digest.Digest, error) {
 	return s.key, s.keyErr
 }
 
+// inputKey is the key of an input by its definition.
+func (r *run) inputKey(ctx context.Context, in Input) (digest.Digest, error) {
+	k, err := r.keyOf(ctx, in.Op)
+	if err != nil {
+		return "", err
+	}
+	return resultKey(k, in.Index), nil
+}
+
+// resultKey is the key of a result of the operation with a key: the first has the
+// operation's own.
+func resultKey(key digest.Digest, index int) digest.Digest {
+	if index == 0 {
+		return key
+	}
+	h := cache.NewHasher("result", 1)
+	h.String(key.String())
+	h.Int(int64(index))
+	return h.Key()
+}
+
 func (r *run) defineKey(ctx context.Context, op *Op) (digest.Digest, error) {
 	switch do := op.Do.(type) {
 	case *Image, *Layout:
@@ -49,46 +70,42 @@ func (r *run) defineKey(ctx context.Context, op *Op) (digest.Digest, error) {
 		}
 		return digestOf(img.Layers), nil
 	case *Local:
-		return "", fmt.Errorf("a build context (%q) has no key of its own", do.Name)
+		t, err := r.local(ctx, do)
+		if err != nil {
+			return "", err
+		}
+		return fileop.Digest(ctx, t, everything())
+	case *Remote:
+		return r.remoteKey(ctx, r.states[op])
 	}
 	return r.hash(ctx, op, "definition", func(n int) (digest.Digest, error) {
-		return r.keyOf(ctx, op.Inputs[n].Op)
+		return r.inputKey(ctx, op.Inputs[n])
 	}, nil)
 }
 
 // contentKey is the key of an operation by the content of its computed inputs.
-func (r *run) contentKey(ctx context.Context, op *Op, ins []snapshot) (digest.Digest, error) {
+func (r *run) contentKey(ctx context.Context, op *Op, ins []Result) (digest.Digest, error) {
+	if _, ok := op.Do.(*Remote); ok {
+		return r.remoteKey(ctx, r.states[op]) // has no inputs
+	}
 	return r.hash(ctx, op, "content", func(n int) (digest.Digest, error) {
-		if ins[n].context != nil {
-			return "", errors.New("a build context cannot be changed")
-		}
-		return digestOf(ins[n].layers), nil
+		ls, err := r.Layers(ctx, ins[n])
+		return digestOf(ls), err
 	}, ins)
 }
 
 // hash makes a key. input gives the key of a whole input; ins are the inputs
 // if they have been computed.
-func (r *run) hash(ctx context.Context, op *Op, kind string, input func(int) (digest.Digest, error), ins []snapshot) (digest.Digest, error) {
+func (r *run) hash(ctx context.Context, op *Op, kind string, input func(int) (digest.Digest, error), ins []Result) (digest.Digest, error) {
 	var h *cache.Hasher
 	var byContent []bool // inputs that count by the paths copied from them
 	switch do := op.Do.(type) {
 	case *Exec:
 		h = cache.NewHasher("exec", execVersion)
 		hashExec(h, do)
-		byContent = r.mountsByContent(op, do, ins != nil)
-		for i := range do.Mounts {
-			m := &do.Mounts[i]
-			if m.Tmpfs || !byContent[m.Input] {
-				continue
-			}
-			d, err := r.copied(ctx, op, i, m.Input, m.selection(), ins)
-			if errors.Is(err, fs.ErrNotExist) {
-				err = diag.New(diag.ExitDockerfile, "%w", err)
-			}
-			if err != nil {
-				return "", err
-			}
-			h.String(d.String())
+		byContent = r.execByContent(op, do, ins != nil)
+		if err := r.hashMounted(ctx, h, op, do, byContent, ins); err != nil {
+			return "", err
 		}
 	case *File:
 		h = cache.NewHasher("file", fileVersion)
@@ -109,6 +126,8 @@ func (r *run) hash(ctx context.Context, op *Op, kind string, input func(int) (di
 		}
 	case *Merge:
 		h = cache.NewHasher("merge", mergeVersion)
+	case *Diff:
+		h = cache.NewHasher("diff", diffVersion)
 	default:
 		return "", fmt.Errorf("operation %T has no key", do)
 	}
@@ -158,10 +177,10 @@ func (r *run) byContent(op *Op, f *File, computed bool) []bool {
 
 // copied is the content digest of what action or mount i of op takes from an
 // input. That of a context is computed once.
-func (r *run) copied(ctx context.Context, op *Op, i, input int, a fileop.CopyAction, ins []snapshot) (digest.Digest, error) {
+func (r *run) copied(ctx context.Context, op *Op, i, input int, a fileop.CopyAction, ins []Result) (digest.Digest, error) {
 	l, local := op.Inputs[input].Op.Do.(*Local)
 	if !local {
-		t, err := r.treeOf(ctx, ins[input])
+		t, err := r.Tree(ctx, ins[input])
 		if err != nil {
 			return "", err
 		}
@@ -171,7 +190,7 @@ func (r *run) copied(ctx context.Context, op *Op, i, input int, a fileop.CopyAct
 	if d, ok := s.copied[i]; ok {
 		return d, nil
 	}
-	t, err := r.local(l)
+	t, err := r.local(ctx, l)
 	if err != nil {
 		return "", err
 	}
@@ -199,9 +218,33 @@ func hashExec(h *cache.Hasher, x *Exec) {
 	}
 	h.Bool(x.NoNetwork)
 	h.Strings([]string{x.Platform.OS, x.Platform.Architecture, x.Platform.Variant})
+	h.Bool(x.ReadOnlyRoot)
+	h.Int(int64(len(x.SecretEnv)))
+	for _, e := range x.SecretEnv {
+		h.Strings([]string{e.Name, e.ID})
+		h.Bool(e.Optional)
+	}
 	h.Int(int64(len(x.Mounts)))
 	for i := range x.Mounts {
 		x.Mounts[i].hash(h)
+	}
+	hashInts(h, x.Success)
+	h.Int(int64(len(x.Ulimits)))
+	for _, u := range x.Ulimits {
+		h.Int(int64(u.Resource))
+		h.Int(int64(u.Soft))
+		h.Int(int64(u.Hard))
+	}
+	h.Int(int64(x.NumResults()))
+	for i := range x.NumResults() {
+		h.Int(int64(x.result(i)))
+	}
+}
+
+func hashInts(h *cache.Hasher, ns []int) {
+	h.Int(int64(len(ns)))
+	for _, n := range ns {
+		h.Int(int64(n))
 	}
 }
 

@@ -16,7 +16,7 @@ import (
 	"github.com/kiln-build/kiln/internal/engine/llb"
 	"github.com/kiln-build/kiln/internal/fileop"
 	"github.com/kiln-build/kiln/internal/frontend"
-	"github.com/kiln-build/kiln/internal/tree"
+	"github.com/kiln-build/kiln/internal/source"
 	"github.com/kiln-build/kiln/internal/tree/memtree"
 )
 
@@ -40,7 +40,7 @@ func (v variant) key(t *testing.T) digest.Digest {
 	in := frontend.Input{
 		Filename: "Dockerfile", Platforms: []ocispec.Platform{{OS: "linux", Architecture: "amd64"}}, BuildArgs: map[string]string{},
 		NamedContexts: map[string]string{"other": "local:other"},
-		Trees: map[string]tree.Tree{
+		Contexts: source.Trees{
 			frontend.ContextName:    memtree.New(files),
 			frontend.DockerfileName: memtree.New(map[string]memtree.File{"Dockerfile": {Data: v.dockerfile}}),
 			"other":                 memtree.New(map[string]memtree.File{"x": {Data: "x"}}),
@@ -57,7 +57,7 @@ func (v variant) key(t *testing.T) digest.Digest {
 	if err != nil {
 		t.Fatal(err)
 	}
-	k, err := engine.Key(context.Background(), engine.Config{Images: catalogue{}, Trees: in.Trees}, g)
+	k, err := engine.Key(context.Background(), engine.Config{Images: catalogue{}, Contexts: in.Contexts}, g)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -161,10 +161,19 @@ func TestEveryFieldIsInTheKey(t *testing.T) {
 	t1 := time.Unix(1, 0)
 	mode := uint32(0o700)
 	owner := &fileop.Owner{User: &fileop.ID{Num: 1}, Group: &fileop.ID{Name: "x"}}
-	notInKey := map[string]bool{"Exec.Proxy": true, "ID.Tree": true}
+	notInKey := map[string]bool{"Exec.Proxy": true, "ID.Tree": true, "CacheMount.ID": true, "CacheMount.Sharing": true}
 	for name, fresh := range map[string]func() engine.Operation{
 		"exec": func() engine.Operation {
-			return &engine.Exec{Args: []string{"a"}, Env: []string{"b"}, Hosts: []engine.Host{{Name: "h", IP: "i"}}}
+			return &engine.Exec{
+				Args: []string{"a"}, Env: []string{"b"}, Hosts: []engine.Host{{Name: "h", IP: "i"}}, SecretEnv: []engine.SecretEnv{{Name: "n", ID: "s"}},
+				Ulimits: []engine.Ulimit{{}}, Success: []int{3}, Results: []int{engine.Root, 0}, Mounts: []engine.Mount{
+					{Dest: "/b"},
+					{Dest: "/t", Tmpfs: &engine.TmpfsMount{}},
+					{Dest: "/c", Cache: &engine.CacheMount{}},
+					{Dest: "/s", Secret: &engine.SecretMount{}},
+					{Dest: "/a", SSH: &engine.SSHMount{}},
+				},
+			}
 		},
 		"copy": func() engine.Operation {
 			return &engine.File{Actions: []engine.Action{{}, {Copy: &fileop.CopyAction{Owner: owner, Mode: &mode, Timestamp: &t1}}}}
@@ -219,7 +228,7 @@ func eachField(v reflect.Value, path string, fn func(string)) {
 		v.SetString(v.String() + "x")
 	case reflect.Int, reflect.Int64:
 		v.SetInt(v.Int() + 1)
-	case reflect.Uint32:
+	case reflect.Uint32, reflect.Uint64:
 		v.SetUint(v.Uint() + 1)
 	case reflect.Bool:
 		v.SetBool(!v.Bool())

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"io/fs"
 	"os"
 	"runtime"
 	"strings"
@@ -23,6 +24,8 @@ import (
 	"github.com/kiln-build/kiln/internal/sandbox"
 	"github.com/kiln-build/kiln/internal/sandbox/gvisor"
 	"github.com/kiln-build/kiln/internal/sandbox/sandboxtest"
+	"github.com/kiln-build/kiln/internal/source"
+	"github.com/kiln-build/kiln/internal/source/remote"
 	"github.com/kiln-build/kiln/internal/store"
 	"github.com/kiln-build/kiln/internal/tree"
 	"github.com/kiln-build/kiln/internal/tree/memtree"
@@ -32,6 +35,9 @@ func TestMain(m *testing.M) {
 	if code, ok := gvisor.Main(os.Args); ok {
 		os.Exit(code)
 	}
+	if code, ok := sandboxtest.GuestMain(os.Args); ok {
+		os.Exit(code)
+	}
 	os.Exit(m.Run())
 }
 
@@ -39,8 +45,24 @@ func TestMain(m *testing.M) {
 type bed struct {
 	st            *store.Store
 	box           sandbox.Sandbox
-	base          tree.Tree
+	base, tools   tree.Tree
+	secrets       secrets
+	agent         remote.SSH
+	output        string // of the last solve
+	warnings      string
 	starts, steps atomic.Int32
+}
+
+// secrets are values by id.
+type secrets map[string]string
+
+// Secret implements remote.Secrets.
+func (s secrets) Secret(_ context.Context, id string) ([]byte, error) {
+	v, ok := s[id]
+	if !ok {
+		return nil, fs.ErrNotExist
+	}
+	return []byte(v), nil
 }
 
 func newBed(t *testing.T) *bed {
@@ -49,12 +71,17 @@ func newBed(t *testing.T) *bed {
 	if err != nil {
 		t.Fatal(err)
 	}
-	base, err := layer.Open(sandboxtest.BaseLayer(t))
+	return &bed{st: st, box: gvisor.New(gvisor.Options{}), base: openLayer(t, sandboxtest.BaseLayer(t)), tools: openLayer(t, sandboxtest.ToolLayer(t))}
+}
+
+func openLayer(t *testing.T, path string) tree.Tree {
+	t.Helper()
+	l, err := layer.Open(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { base.Close() })
-	return &bed{st: st, box: gvisor.New(gvisor.Options{}), base: base}
+	t.Cleanup(func() { l.Close() })
+	return l
 }
 
 // Name implements sandbox.Sandbox.
@@ -78,13 +105,31 @@ func (c counted) Run(ctx context.Context, p sandbox.Process, output, changes io.
 	return c.Session.Run(ctx, p, output, changes)
 }
 
-// text is a sink of what steps print.
+// text is a sink of what steps print, and of warnings.
 type text struct {
-	b bytes.Buffer
+	b, warnings bytes.Buffer
 }
 
 // Send implements progress.Sink.
-func (s *text) Send(e progress.Event) { s.b.Write(e.Data) }
+func (s *text) Send(e progress.Event) {
+	s.b.Write(e.Data)
+	if e.Kind == progress.Warning {
+		s.warnings.WriteString(e.Text + "\n")
+	}
+}
+
+func (b *bed) config(files map[string]memtree.File, out *text) engine.Config {
+	c := engine.Config{
+		Store: b.st, Cache: cache.NewLocal(b.st),
+		Sandbox:  b,
+		Contexts: source.Trees{"base": b.base, "tools": b.tools, "context": memtree.New(files)},
+		Secrets:  b.secrets, SSH: b.agent,
+	}
+	if out != nil {
+		c.Progress = progress.NewRecorder(out)
+	}
+	return c
+}
 
 // solve returns the result as a tree, and how many steps and sessions it took.
 func (b *bed) solve(t *testing.T, files map[string]memtree.File, g *engine.Graph) (result tree.Tree, steps, starts int32, err error) {
@@ -92,12 +137,12 @@ func (b *bed) solve(t *testing.T, files map[string]memtree.File, g *engine.Graph
 	b.starts.Store(0)
 	b.steps.Store(0)
 	var out text
-	ls, err := engine.Solve(t.Context(), engine.Config{
-		Store: b.st, Cache: cache.NewLocal(b.st), Progress: progress.NewRecorder(&out),
-		Sandbox: func(context.Context) (sandbox.Sandbox, error) { return b, nil },
-		Trees:   map[string]tree.Tree{"base": b.base, "context": memtree.New(files)},
-	}, g)
-	t.Logf("%s", out.b.String())
+	solver := engine.New(b.config(files, &out))
+	defer solver.Close()
+	res, err := solver.Solve(t.Context(), g, engine.Watch{})
+	ls := res.Layers
+	b.output, b.warnings = out.b.String(), out.warnings.String()
+	t.Logf("%s%s", b.output, b.warnings)
 	var ts []tree.Tree
 	for _, l := range ls {
 		r, err := layer.Open(b.st.LayerPath(l.DiffID))
@@ -124,7 +169,7 @@ func (g *graph) add(do engine.Operation, ins ...*engine.Op) *engine.Op {
 
 // root is a root file system with a shell.
 func (g *graph) root() *engine.Op {
-	return g.copy(g.add(&engine.Local{Name: "base"}), "/", "/")
+	return g.copy(g.add(local("base")), "/", "/")
 }
 
 // copy is a file system with a part of another, or of a context.
@@ -172,7 +217,7 @@ func TestMountContextKey(t *testing.T) {
 	build := func(files map[string]memtree.File, source, want string, steps int32) {
 		t.Helper()
 		g := &graph{}
-		g.run("cat /m/f /m/link > /out 2>/dev/null || cat /m > /out", []engine.Mount{{Dest: "/m", Input: 1, Source: source}}, g.root(), g.add(&engine.Local{Name: "context"}))
+		g.run("cat /m/f /m/link > /out 2>/dev/null || cat /m > /out", []engine.Mount{{Dest: "/m", Input: 1, Source: source}}, g.root(), g.add(local("context")))
 		fs, n, _, err := b.solve(t, files, &g.Graph)
 		if err != nil || n != steps {
 			t.Fatalf("%d steps, want %d; %v", n, steps, err)
@@ -200,7 +245,7 @@ func TestMountStageKey(t *testing.T) {
 		t.Helper()
 		g := &graph{}
 		root := g.root()
-		stage := g.copy(g.add(&engine.Local{Name: "context"}), "/", "/s")
+		stage := g.copy(g.add(local("context")), "/", "/s")
 		g.run("cat /m/f > /out; test ! -e /m/g; touch /m/g /tmp2; rm /m/f", []engine.Mount{{Dest: "/m", Input: 1, Source: "s/used", Writable: true}}, root, stage)
 		fs, n, _, err := b.solve(t, files, &g.Graph)
 		if err != nil || n != steps {
@@ -224,15 +269,15 @@ func TestMountFieldsInKey(t *testing.T) {
 		{Dest: "/n", Input: 1, Source: "used"},
 		{Dest: "/m", Input: 1, Source: "."},
 		{Dest: "/m", Input: 1, Source: "used", Writable: true},
-		{Dest: "/m", Tmpfs: true, Source: ".", Writable: true},
-		{Dest: "/m", Tmpfs: true, Source: ".", Writable: true, Size: 1 << 20},
+		{Dest: "/m", Tmpfs: &engine.TmpfsMount{}, Writable: true},
+		{Dest: "/m", Tmpfs: &engine.TmpfsMount{Size: 1 << 20}, Writable: true},
 		{Dest: "/m", Input: 0, Source: "bin"},
 	} {
 		for again := range int32(2) {
 			g := &graph{}
 			ins := []*engine.Op{g.root()}
 			if m.Input == 1 {
-				ins = append(ins, g.add(&engine.Local{Name: "context"}))
+				ins = append(ins, g.add(local("context")))
 			}
 			g.run("ls -d /m /n > /out 2>/dev/null; true", []engine.Mount{m}, ins...)
 			_, n, _, err := b.solve(t, boundFiles(), &g.Graph)
@@ -248,12 +293,12 @@ func TestMountSessions(t *testing.T) {
 	b := newBed(t)
 	g := &graph{}
 	root := g.root()
-	local := g.add(&engine.Local{Name: "context"})
+	ctx := g.add(local("context"))
 	m := []engine.Mount{{Dest: "/m", Input: 1, Source: "used", Writable: true}}
-	one := g.run("cat /m/f > /one; echo x > /m/f", m, root, local)
-	two := g.run("cat /m/f > /two; echo x > /m/f", m, one, local)
+	one := g.run("cat /m/f > /one; echo x > /m/f", m, root, ctx)
+	two := g.run("cat /m/f > /two; echo x > /m/f", m, one, ctx)
 	three := g.run("ls /m > /three 2>&1; true", nil, two)
-	g.run("cat /t/one /m/f > /four", []engine.Mount{{Dest: "/m", Input: 1, Source: "used"}, {Dest: "/t", Input: 0, Source: "."}}, three, local)
+	g.run("cat /t/one /m/f > /four", []engine.Mount{{Dest: "/m", Input: 1, Source: "used"}, {Dest: "/t", Input: 0, Source: "."}}, three, ctx)
 	fs, steps, starts, err := b.solve(t, boundFiles(), &g.Graph)
 	if err != nil || steps != 4 || starts != 3 {
 		t.Fatalf("%d steps in %d sessions: %v", steps, starts, err)
@@ -274,9 +319,9 @@ func TestMountErrors(t *testing.T) {
 		ins := []*engine.Op{root, nil}
 		switch name {
 		case "context":
-			ins[1] = g.add(&engine.Local{Name: "context"})
+			ins[1] = g.add(local("context"))
 		case "stage":
-			ins[1] = g.copy(g.add(&engine.Local{Name: "context"}), "/", "/s")
+			ins[1] = g.copy(g.add(local("context")), "/", "/s")
 		case "root":
 			m.Input, ins = 0, ins[:1]
 		}

@@ -18,7 +18,7 @@ func (g *Graph) Print(w io.Writer) {
 				from = append(from, "scratch")
 				continue
 			}
-			from = append(from, fmt.Sprintf("#%d", number[in.Op]))
+			from = append(from, in.describe(number))
 		}
 		fmt.Fprintf(w, "#%-3d %s", i+1, op.Name)
 		if len(from) > 0 {
@@ -32,12 +32,20 @@ func (g *Graph) Print(w io.Writer) {
 			fmt.Fprintf(w, "       %s\n", l)
 		}
 	}
-	switch t := g.Target.Op; t {
+	switch g.Target.Op {
 	case nil:
 		fmt.Fprintln(w, "result: an empty file system")
 	default:
-		fmt.Fprintf(w, "result: #%d\n", number[t])
+		fmt.Fprintf(w, "result: %s\n", g.Target.describe(number))
 	}
+}
+
+// describe names an input: "#3" is operation 3's result, "#3.2" its second.
+func (in Input) describe(number map[*Op]int) string {
+	if in.Index == 0 {
+		return fmt.Sprintf("#%d", number[in.Op])
+	}
+	return fmt.Sprintf("#%d.%d", number[in.Op], in.Index+1)
 }
 
 func details(op *Op, number map[*Op]int) (ls []string) {
@@ -51,13 +59,25 @@ func details(op *Op, number map[*Op]int) (ls []string) {
 		if len(do.Exclude) > 0 {
 			ls = append(ls, fmt.Sprintf("without %q", do.Exclude))
 		}
+	case *Remote:
+		ls = append(ls, fmt.Sprintf("fetch %s", do.Source))
 	case *Exec:
 		ls = append(ls, fmt.Sprintf("exec %q in %q as %q", do.Args, do.Cwd, do.User))
 		if do.NoNetwork {
 			ls = append(ls, "without network")
 		}
-		for _, m := range do.Mounts {
-			ls = append(ls, "with "+m.describe(op, number))
+		if do.ReadOnlyRoot {
+			ls = append(ls, "which cannot write to its root")
+		}
+		for _, e := range do.SecretEnv {
+			ls = append(ls, fmt.Sprintf("with secret %q in $%s", e.ID, e.Name))
+		}
+		for i, m := range do.Mounts {
+			l := "with " + m.describe(op, number)
+			if do.isResult(i) {
+				l += ", a result"
+			}
+			ls = append(ls, l)
 		}
 	case *File:
 		for _, a := range do.Actions {
@@ -86,12 +106,19 @@ func describe(a *Action) string {
 func (m *Mount) describe(op *Op, number map[*Op]int) string {
 	what := "nothing"
 	switch {
-	case m.Tmpfs && m.Size > 0:
-		what = fmt.Sprintf("an empty directory of %d bytes", m.Size)
-	case m.Tmpfs:
+	case m.Tmpfs != nil && m.Tmpfs.Size > 0:
+		what = fmt.Sprintf("an empty directory of %d bytes", m.Tmpfs.Size)
+	case m.Tmpfs != nil:
 		what = "an empty directory"
+	case m.Secret != nil:
+		return fmt.Sprintf("secret %q at %q", m.Secret.ID, m.Dest)
+	case m.SSH != nil:
+		return fmt.Sprintf("SSH agent %q at %q", m.SSH.ID, m.Dest)
 	case op.Inputs[m.Input].Op != nil:
-		what = fmt.Sprintf("%q of #%d", m.Source, number[op.Inputs[m.Input].Op])
+		what = fmt.Sprintf("%q of %s", m.Source, op.Inputs[m.Input].describe(number))
+	}
+	if m.Cache != nil {
+		what = fmt.Sprintf("cache %q, at first %s,", m.Cache.ID, what)
 	}
 	at := fmt.Sprintf(" at %q", m.Dest)
 	if !m.Writable {

@@ -48,7 +48,8 @@ func OpenTree(ctx context.Context, st *store.Store, f image.Fetcher, layers []im
 
 // Push is a push to one repository.
 type Push struct {
-	Refs []string // in this repository; Tag gives the image all of them
+	Refs     []string // in this repository; Tag gives the image all of them
+	ByDigest bool     // Tag gives it none
 
 	reg     *registry.Client
 	store   *store.Store
@@ -81,7 +82,7 @@ func (p *Push) Layer(ctx context.Context, l image.Layer) error {
 		}
 		return r, err
 	}
-	item := l.Blob.Digest.Algorithm().String() + ":" + l.Blob.Digest.Encoded()[:12]
+	item := shortDigest(l.Blob.Digest)
 	// A step only if there is something to send, and from then on. The body
 	// may still be read for a moment after Blob has given up.
 	step := sync.OnceValue(func() *progress.Step {
@@ -128,18 +129,27 @@ func (p *Push) Manifests(ctx context.Context, built []*image.Image, indexed bool
 	return nil
 }
 
-// Tag gives the image all Refs. It is the last thing of a build.
-func (p *Push) Tag(ctx context.Context, d ocispec.Descriptor, raw []byte) error {
+// Tag gives the image all Refs, and returns by what it can be pulled now. It is
+// the last thing of a build.
+func (p *Push) Tag(ctx context.Context, d ocispec.Descriptor, raw []byte) ([]string, error) {
+	if p.ByDigest {
+		ref := p.repo + "@" + d.Digest.String()
+		step := p.rec.Step("pushing "+ref, "")
+		step.Start()
+		_, err := p.pusher.Manifest(ctx, d.MediaType, raw)
+		step.Done(err)
+		return []string{ref}, err
+	}
 	for _, ref := range p.Refs {
 		step := p.rec.Step("pushing "+ref, "")
 		step.Start()
 		err := p.tag(ctx, ref, d, raw)
 		step.Done(err)
 		if err != nil {
-			return err
+			return nil, err
 		}
 	}
-	return nil
+	return p.Refs, nil
 }
 
 func (p *Push) tag(ctx context.Context, ref string, d ocispec.Descriptor, raw []byte) error {
@@ -152,3 +162,6 @@ func (p *Push) tag(ctx context.Context, ref string, d ocispec.Descriptor, raw []
 	}
 	return pusher.Tag(ctx, d.MediaType, raw)
 }
+
+// shortDigest is the form in which progress shows a digest.
+func shortDigest(d digest.Digest) string { return d.Algorithm().String() + ":" + d.Encoded()[:12] }

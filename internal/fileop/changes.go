@@ -14,13 +14,6 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// ContentDigester is what a tree.Tree may implement to give the SHA-256 of a
-// regular file's content without reading it. errors.ErrUnsupported means that it
-// cannot for this one.
-type ContentDigester interface {
-	ContentDigest(path string) (digest.Digest, error)
-}
-
 // Options of Changes. The zero value can do all but unpack archives.
 type Options struct {
 	// Now is the modification time of what is created without one and of
@@ -183,7 +176,7 @@ func (c *Changes) Open(p string) (io.ReadCloser, error) {
 	return c.base.Open(p)
 }
 
-// ContentDigest implements ContentDigester as far as the trees below do.
+// ContentDigest implements tree.Digester as far as the trees below do.
 func (c *Changes) ContentDigest(p string) (digest.Digest, error) {
 	if i, _ := c.find(p); i != nil {
 		return i.content.digest()

@@ -48,15 +48,15 @@ func (c content) open() (io.ReadCloser, error) {
 	return io.NopCloser(bytes.NewReader(c.data)), nil
 }
 
-// digest is ContentDigester's.
+// digest is tree.Digester's.
 func (c content) digest() (digest.Digest, error) {
 	if c.src == nil && c.spool == nil {
 		return digest.FromBytes(c.data), nil
 	}
-	if d, ok := c.src.(ContentDigester); ok {
-		return d.ContentDigest(c.path)
+	if c.src == nil {
+		return "", errors.ErrUnsupported
 	}
-	return "", errors.ErrUnsupported
+	return tree.ContentDigest(c.src, c.path)
 }
 
 // own marks inode numbers that Changes gave; those of a base have it clear.

@@ -7,6 +7,7 @@ import (
 
 	"github.com/moby/buildkit/frontend/dockerfile/parser"
 	"github.com/moby/buildkit/solver/errdefs"
+	"github.com/moby/buildkit/solver/pb"
 
 	"github.com/kiln-build/kiln/internal/diag"
 )
@@ -34,24 +35,36 @@ func explain(err error, filename string) error {
 	}
 	e := &diag.Error{Err: err, Code: code, Hint: hint}
 	for _, s := range errdefs.Sources(err) {
-		if s.Info == nil || len(s.Ranges) == 0 {
-			continue
-		}
-		r := s.Ranges[0]
-		e.At = &diag.Location{
-			File: s.Info.Filename, Line: int(r.GetStart().GetLine()), EndLine: int(r.GetEnd().GetLine()),
-			Source: strings.Split(string(s.Info.Data), "\n"),
+		if at := place(s.Info, s.Ranges); at != nil {
+			e.At = at
 		}
 	}
 	var le *parser.LocationError
 	if e.At == nil && errors.As(err, &le) && len(le.Locations) > 0 && len(le.Locations[0]) > 0 {
-		r := le.Locations[0][0]
-		e.At = &diag.Location{File: filename, Line: r.Start.Line, EndLine: r.End.Line}
+		rs := le.Locations[0]
+		e.At = &diag.Location{File: filename, Line: rs[0].Start.Line, EndLine: rs[len(rs)-1].End.Line}
 	}
-	if e.At != nil { // once is enough
-		if text, ok := strings.CutPrefix(err.Error(), fmt.Sprintf("dockerfile parse error on line %d: ", e.At.Line)); ok {
+	if e.At != nil {
+		if text := withoutLine(err.Error(), e.At); text != err.Error() {
 			e.Err = &said{err, text}
 		}
 	}
 	return e
+}
+
+// withoutLine is a message without the line that it begins with: once is enough.
+func withoutLine(message string, at *diag.Location) string {
+	return strings.TrimPrefix(message, fmt.Sprintf("dockerfile parse error on line %d: ", at.Line))
+}
+
+// place is where something is in a Dockerfile; nil if that is not known. The
+// front end gives a range for each line of an instruction.
+func place(info *pb.SourceInfo, ranges []*pb.Range) *diag.Location {
+	if info == nil || len(ranges) == 0 {
+		return nil
+	}
+	return &diag.Location{
+		File: info.Filename, Source: strings.Split(string(info.Data), "\n"),
+		Line: int(ranges[0].GetStart().GetLine()), EndLine: int(ranges[len(ranges)-1].GetEnd().GetLine()),
+	}
 }

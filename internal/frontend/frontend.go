@@ -10,21 +10,27 @@ package frontend
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"maps"
+	"slices"
+	"strconv"
 	"strings"
+	"time"
 
 	"github.com/containerd/platforms"
 	"github.com/moby/buildkit/exporter/containerimage/exptypes"
+	commonexptypes "github.com/moby/buildkit/exporter/exptypes"
 	"github.com/moby/buildkit/frontend/dockerfile/builder"
 	gateway "github.com/moby/buildkit/frontend/gateway/client"
+	"github.com/moby/buildkit/frontend/subrequests/targets"
 	"github.com/moby/buildkit/solver/pb"
+	"github.com/moby/buildkit/util/system"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/kiln-build/kiln/internal/image"
 	"github.com/kiln-build/kiln/internal/progress"
+	"github.com/kiln-build/kiln/internal/source"
 	"github.com/kiln-build/kiln/internal/tree"
 )
 
@@ -36,13 +42,23 @@ const (
 
 // Input is everything that a Dockerfile's meaning depends on.
 type Input struct {
+	// Attrs are options by the names that BuildKit's front end has for them, all of those that
+	// it knows; the fields below go before them.
+	Attrs map[string]string
+	// Inputs are definitions that the front end may ask for, by name: contexts, mostly.
+	Inputs map[string]*Definition
+	// SessionID is written into the graph as where local contexts come from; empty: "kiln",
+	// so that the same input gives the same graph.
+	SessionID string
 	Filename  string // of the Dockerfile, in the tree named DockerfileName
 	BuildArgs map[string]string
 	Labels    map[string]string
 	Target    string             // stage; empty: the last
 	Platforms []ocispec.Platform // empty: this machine's
-	// NoCache: steps are run though their results are known.
-	NoCache bool
+	// NoCache: steps are run though their results are known; NoCacheFilter: those
+	// of these stages.
+	NoCache       bool
+	NoCacheFilter []string
 	// Network is "", "default" or "none": for RUN steps that do not say.
 	Network string
 	// AddHosts are "HOST:IP" or "HOST=IP", for /etc/hosts in RUN steps.
@@ -50,9 +66,11 @@ type Input struct {
 	// NamedContexts are --build-context NAME=VALUE, as BuildKit writes their
 	// values: "docker-image://REF", "oci-layout://STORE@DIGEST", "local:NAME".
 	NamedContexts map[string]string
-	// Trees are the local contexts by name: ContextName, DockerfileName and
+	// Contexts opens the local contexts: ContextName, DockerfileName and
 	// those that NamedContexts calls local.
-	Trees map[string]tree.Tree
+	Contexts source.Contexts
+	// Files reads what other definitions stand for; nil: nothing else can be read.
+	Files Files
 	// NoIgnoreFile: a .dockerignore in the context is a file like any other.
 	NoIgnoreFile bool
 }
@@ -64,35 +82,132 @@ type Images interface {
 	ResolveLayout(ctx context.Context, store string, d digest.Digest, p ocispec.Platform) (*image.Image, error)
 }
 
+// Definition is a graph of operations, to be decoded by engine/llb.
+type Definition = pb.Definition
+
+// Files computes definitions, of which the front end reads files while the plan is
+// made: a Dockerfile in a git repository, say.
+type Files interface {
+	Tree(ctx context.Context, def *Definition) (tree.Tree, error)
+}
+
 // Plan is what a Dockerfile says is to be done.
 type Plan struct {
 	Platforms []PlatformPlan
+	// Multi: the result is an index, though it be of one platform
+	// (build argument BUILDKIT_MULTI_PLATFORM).
+	Multi bool
 }
 
 // PlatformPlan is the plan for one platform.
 type PlatformPlan struct {
+	ID       string // "linux/amd64": what several are told apart by
 	Platform ocispec.Platform
-	// Definition is the graph, to be decoded by engine/llb. Nil: an empty image.
-	Definition *pb.Definition
+	// Definition is what is to be computed. Nil: an empty image.
+	Definition *Definition
 	// Config is the image's config, JSON, without the layers that are to come.
 	Config []byte
 	// BaseConfig is the config of the image that the last stage starts from; nil for scratch.
 	BaseConfig []byte
+	// Epoch is SOURCE_DATE_EPOCH, of the build arguments or the Dockerfile's own; nil: none.
+	Epoch *time.Time
 }
 
-// Load makes the plan. Errors that have to do with a line of the Dockerfile are *diag.Error.
-func Load(ctx context.Context, in Input, images Images, rec *progress.Recorder) (*Plan, error) {
-	c := &client{in: in, images: images, rec: rec, opts: attributes(in)}
+// Result is what a front end made, or a client in its place: definitions, of which nothing need
+// have been computed, and what is said about them.
+type Result struct {
+	Ref *Definition // nil: an empty file system, or see Refs
+	// Refs are in place of Ref, by the ID of a platform; nil: an empty file system.
+	Refs map[string]*Definition
+	// Metadata by BuildKit's keys (package exptypes): platforms, configs, answers to questions.
+	Metadata map[string][]byte
+}
+
+// Each calls f with each definition, and with nil for an empty file system.
+func (r *Result) Each(f func(*Definition) error) error {
+	if r.Refs == nil {
+		return f(r.Ref)
+	}
+	for _, id := range slices.Sorted(maps.Keys(r.Refs)) {
+		if err := f(r.Refs[id]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Solve runs the front end. Errors that have to do with a line of the Dockerfile are *diag.Error.
+func Solve(ctx context.Context, in Input, images Images, rec *progress.Recorder) (_ *Result, err error) {
+	c := newClient(in, images, rec)
+	defer func() { c.step.Done(err) }()
 	res, err := builder.Build(ctx, c)
 	if err != nil {
 		return nil, explain(err, in.Filename)
 	}
-	return newPlan(res)
+	if err := c.checkFilter(ctx); err != nil {
+		return nil, err
+	}
+	return newResult(res), nil
+}
+
+// Load is Solve for who wants a plan.
+func Load(ctx context.Context, in Input, images Images, rec *progress.Recorder) (*Plan, error) {
+	res, err := Solve(ctx, in, images, rec)
+	if err != nil {
+		return nil, err
+	}
+	return res.Plan()
+}
+
+func newResult(res *gateway.Result) *Result {
+	out := &Result{Metadata: res.Metadata}
+	if res.Refs == nil {
+		out.Ref = definition(res.Ref)
+		return out
+	}
+	out.Refs = map[string]*Definition{}
+	for id, r := range res.Refs {
+		out.Refs[id] = definition(r)
+	}
+	return out
+}
+
+func definition(r gateway.Reference) *Definition {
+	if r, ok := r.(*result); ok && r != nil {
+		return r.def
+	}
+	return nil
+}
+
+// checkFilter warns of stages to be run anew that there are not: the front end
+// does not look.
+func (c *client) checkFilter(ctx context.Context) error {
+	if len(c.in.NoCacheFilter) == 0 {
+		return nil
+	}
+	res, err := builder.Build(ctx, c.with(map[string]string{"requestid": "frontend." + string(Targets)}))
+	if err != nil {
+		return explain(err, c.in.Filename)
+	}
+	var list targets.List
+	if err := json.Unmarshal(res.Metadata["result.json"], &list); err != nil {
+		return fmt.Errorf("read the front end's list of stages: %w", err)
+	}
+	for _, f := range c.in.NoCacheFilter {
+		if !slices.ContainsFunc(list.Targets, func(t targets.Target) bool { return strings.EqualFold(t.Name, f) }) {
+			c.step.Warn(progress.Finding{Text: fmt.Sprintf("--no-cache-filter: the Dockerfile has no stage %q", f)})
+		}
+	}
+	return nil
 }
 
 // attributes are the options as BuildKit's front end names them.
 func attributes(in Input) map[string]string {
-	o := map[string]string{"filename": in.Filename}
+	o := map[string]string{}
+	maps.Copy(o, in.Attrs)
+	if in.Filename != "" {
+		o["filename"] = in.Filename
+	}
 	for k, v := range in.BuildArgs {
 		o["build-arg:"+k] = v
 	}
@@ -104,6 +219,9 @@ func attributes(in Input) map[string]string {
 	}
 	if in.Target != "" {
 		o["target"] = in.Target
+	}
+	if len(in.NoCacheFilter) > 0 {
+		o["no-cache"] = strings.Join(in.NoCacheFilter, ",")
 	}
 	if in.NoCache {
 		o["no-cache"] = ""
@@ -132,35 +250,52 @@ func attributes(in Input) map[string]string {
 	return o
 }
 
-func newPlan(res *gateway.Result) (*Plan, error) {
-	var ps exptypes.Platforms
-	if err := json.Unmarshal(res.Metadata[exptypes.ExporterPlatformsKey], &ps); err != nil {
+// Plan is the result as a plan for each of its platforms.
+func (r *Result) Plan() (*Plan, error) {
+	ps, err := exptypes.ParsePlatforms(r.Metadata)
+	if err != nil {
 		return nil, fmt.Errorf("read the front end's platforms: %w", err)
 	}
-	plan := &Plan{}
+	if r.Refs == nil && len(ps.Platforms) > 1 {
+		return nil, fmt.Errorf("one result for %d platforms", len(ps.Platforms))
+	}
+	plan := &Plan{Multi: r.Refs != nil}
 	for _, p := range ps.Platforms {
-		r, suffix := res.Ref, ""
-		if r == nil && res.Refs != nil {
-			r, suffix = res.Refs[p.ID], "/"+p.ID
-		}
 		pp := PlatformPlan{
-			Platform:   p.Platform,
-			Config:     res.Metadata[exptypes.ExporterImageConfigKey+suffix],
-			BaseConfig: res.Metadata[exptypes.ExporterImageBaseConfigKey+suffix],
+			ID: p.ID, Platform: p.Platform, Definition: r.Ref,
+			Config:     exptypes.ParseKey(r.Metadata, exptypes.ExporterImageConfigKey, &p),
+			BaseConfig: exptypes.ParseKey(r.Metadata, exptypes.ExporterImageBaseConfigKey, &p),
+		}
+		if r.Refs != nil {
+			def, ok := r.Refs[p.ID]
+			if !ok {
+				return nil, fmt.Errorf("there is no result for platform %s", p.ID)
+			}
+			pp.Definition = def
 		}
 		if pp.Config == nil {
-			return nil, errors.New("the front end gave no image config")
+			if pp.Config, err = defaultConfig(p.Platform); err != nil {
+				return nil, err
+			}
 		}
-		if r, ok := r.(*result); ok && r != nil {
-			pp.Definition = r.def
+		if s := exptypes.ParseKey(r.Metadata, commonexptypes.ExporterEpochKey, &p); len(s) > 0 {
+			n, err := strconv.ParseInt(string(s), 10, 64)
+			if err != nil {
+				return nil, fmt.Errorf("read the front end's SOURCE_DATE_EPOCH: %w", err)
+			}
+			t := time.Unix(n, 0).UTC()
+			pp.Epoch = &t
 		}
 		plan.Platforms = append(plan.Platforms, pp)
 	}
 	return plan, nil
 }
 
-func (c *client) withSyntax(opts map[string]string) *client {
-	n := &client{in: c.in, images: c.images, rec: c.rec, opts: maps.Clone(c.opts)}
-	maps.Copy(n.opts, opts)
-	return n
+// defaultConfig is the config of an image that nobody said anything about.
+func defaultConfig(p ocispec.Platform) ([]byte, error) {
+	return json.Marshal(ocispec.Image{
+		Platform: p,
+		Config:   ocispec.ImageConfig{WorkingDir: "/", Env: []string{"PATH=" + system.DefaultPathEnv(p.OS)}},
+		RootFS:   ocispec.RootFS{Type: "layers"},
+	})
 }

@@ -1,12 +1,12 @@
 package frontend
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
-	"path"
+	"maps"
 	"regexp"
 	"strings"
 
@@ -22,9 +22,10 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	fstypes "github.com/tonistiigi/fsutil/types"
 
+	"github.com/kiln-build/kiln/internal/diag"
 	"github.com/kiln-build/kiln/internal/image"
 	"github.com/kiln-build/kiln/internal/progress"
-	"github.com/kiln-build/kiln/internal/rootfs"
+	"github.com/kiln-build/kiln/internal/source"
 	"github.com/kiln-build/kiln/internal/tree"
 )
 
@@ -33,16 +34,32 @@ type client struct {
 	in     Input
 	images Images
 	rec    *progress.Recorder
+	step   *progress.Step // reading the Dockerfile
 	opts   map[string]string
 }
 
 var _ gateway.Client = (*client)(nil)
 
+// newClient begins the step that reading a Dockerfile is; the caller ends it.
+func newClient(in Input, images Images, rec *progress.Recorder) *client {
+	step := rec.Step("[internal] load build definition from "+cmp.Or(in.Filename, in.Attrs["filename"], "Dockerfile"), "")
+	step.Start()
+	return &client{in: in, images: images, rec: rec, step: step, opts: attributes(in)}
+}
+
+// with is the client with further options.
+func (c *client) with(opts map[string]string) *client {
+	n := *c
+	n.opts = maps.Clone(c.opts)
+	maps.Copy(n.opts, opts)
+	return &n
+}
+
 // BuildOpts implements gateway.Client.
 func (c *client) BuildOpts() gateway.BuildOpts {
 	return gateway.BuildOpts{
 		Opts:      c.opts,
-		SessionID: "kiln", // must not be random: it is written into the graph
+		SessionID: cmp.Or(c.in.SessionID, "kiln"),
 		Workers:   []gateway.WorkerInfo{{ID: "kiln", Platforms: []ocispec.Platform{platforms.DefaultSpec()}}},
 		Product:   "kiln",
 		LLBCaps:   pb.Caps.CapSet(pb.Caps.All()),
@@ -68,15 +85,24 @@ func (c *client) Solve(ctx context.Context, req gateway.SolveRequest) (*gateway.
 }
 
 func (c *client) otherFrontend(ctx context.Context, req gateway.SolveRequest) (*gateway.Result, error) {
-	src := req.FrontendOpt["source"]
-	name, err := reference.ParseNormalizedNamed(src)
+	if err := Builtin(req.FrontendOpt["source"]); err != nil {
+		return nil, err
+	}
+	return builder.Build(ctx, c.with(req.FrontendOpt))
+}
+
+// Builtin returns an error unless source, the image that a front end comes from, is the one whose
+// front end is linked in.
+func Builtin(source string) error {
+	name, err := reference.ParseNormalizedNamed(source)
 	if err != nil {
-		return nil, fmt.Errorf("syntax %q: %w", src, err)
+		return fmt.Errorf("syntax %q: %w", source, err)
 	}
 	if !builtinFrontend.MatchString(reference.TagNameOnly(name).String()) {
-		return nil, fmt.Errorf("syntax %q is not supported: only docker/dockerfile, which is built in", src)
+		return diag.New(diag.ExitDockerfile, "syntax %q is not supported: it would be a program, run from that image with the builder's rights; docker/dockerfile is built in", source).
+			WithHint("If the Dockerfile needs nothing special, leave the line out, or build with --build-arg BUILDKIT_SYNTAX=docker/dockerfile:1.")
 	}
-	return builder.Build(ctx, c.withSyntax(req.FrontendOpt))
+	return nil
 }
 
 // ResolveImageConfig implements gateway.Client.
@@ -86,12 +112,21 @@ func (c *client) ResolveImageConfig(ctx context.Context, ref string, opt sourcer
 
 // ResolveSourceMetadata implements gateway.Client.
 func (c *client) ResolveSourceMetadata(ctx context.Context, op *pb.SourceOp, opt sourceresolver.Opt) (*sourceresolver.MetaResponse, error) {
+	if name, ok := strings.CutPrefix(op.Identifier, "local://"); ok { // asked for its time, with SOURCE_DATE_EPOCH=context
+		c.step.Warn(progress.Finding{Text: "SOURCE_DATE_EPOCH=" + name + ": the build context has no time of its own, so times stay as they are"})
+		return &sourceresolver.MetaResponse{Op: op}, nil
+	}
+	return ResolveSource(ctx, c.images, c.rec, op, opt)
+}
+
+// ResolveSource finds out what a source is, without fetching it.
+func ResolveSource(ctx context.Context, images Images, rec *progress.Recorder, op *pb.SourceOp, opt sourceresolver.Opt) (*sourceresolver.MetaResponse, error) {
 	kind, ref, _ := strings.Cut(op.Identifier, "://")
 	var (
 		img *image.Image
 		err error
 	)
-	step := c.rec.Step("[internal] load metadata for "+ref, "")
+	step := rec.Step("[internal] load metadata for "+ref, "")
 	step.Start()
 	defer func() { step.Done(err) }()
 	switch kind {
@@ -100,7 +135,7 @@ func (c *client) ResolveSourceMetadata(ctx context.Context, op *pb.SourceOp, opt
 		if opt.ImageOpt != nil && opt.ImageOpt.Platform != nil {
 			p = *opt.ImageOpt.Platform
 		}
-		img, err = c.images.Resolve(ctx, ref, p)
+		img, err = images.Resolve(ctx, ref, p)
 	case "oci-layout":
 		p := platforms.DefaultSpec()
 		if opt.OCILayoutOpt != nil && opt.OCILayoutOpt.Platform != nil {
@@ -110,7 +145,7 @@ func (c *client) ResolveSourceMetadata(ctx context.Context, op *pb.SourceOp, opt
 		if _, s, ok := strings.Cut(ref, "@"); ok {
 			d = digest.Digest(s)
 		}
-		img, err = c.images.ResolveLayout(ctx, op.Attrs[pb.AttrOCILayoutStoreID], d, p)
+		img, err = images.ResolveLayout(ctx, op.Attrs[pb.AttrOCILayoutStoreID], d, p)
 	default:
 		err = fmt.Errorf("sources of kind %q are not supported", kind)
 	}
@@ -124,7 +159,20 @@ func (c *client) ResolveSourceMetadata(ctx context.Context, op *pb.SourceOp, opt
 }
 
 // Inputs implements gateway.Client.
-func (c *client) Inputs(context.Context) (map[string]llb.State, error) { return nil, nil }
+func (c *client) Inputs(context.Context) (map[string]llb.State, error) {
+	if len(c.in.Inputs) == 0 {
+		return nil, nil
+	}
+	states := map[string]llb.State{}
+	for name, def := range c.in.Inputs {
+		op, err := llb.NewDefinitionOp(def)
+		if err != nil {
+			return nil, fmt.Errorf("input %q: %w", name, err)
+		}
+		states[name] = llb.NewState(op)
+	}
+	return states, nil
+}
 
 // NewContainer implements gateway.Client.
 func (c *client) NewContainer(context.Context, gateway.NewContainerRequest) (gateway.Container, error) {
@@ -132,8 +180,12 @@ func (c *client) NewContainer(context.Context, gateway.NewContainerRequest) (gat
 }
 
 // Warn implements gateway.Client.
-func (c *client) Warn(_ context.Context, _ digest.Digest, msg string, _ gateway.WarnOpts) error {
-	c.rec.Warn(msg)
+func (c *client) Warn(_ context.Context, _ digest.Digest, msg string, o gateway.WarnOpts) error {
+	f := progress.Finding{Text: msg, URL: o.URL, At: place(o.SourceInfo, o.Range)}
+	for _, d := range o.Detail {
+		f.Detail = append(f.Detail, string(d))
+	}
+	c.step.Warn(f)
 	return nil
 }
 
@@ -157,120 +209,84 @@ func (r *result) ToState() (llb.State, error) {
 // Evaluate implements gateway.Reference.
 func (r *result) Evaluate(context.Context) error { return nil }
 
-// local returns the tree of a definition that is one local source, and its name.
-func (r *result) local() (tree.Tree, string, error) {
-	for _, b := range r.def.GetDef() {
-		var op pb.Op
-		if err := op.Unmarshal(b); err != nil {
-			return nil, "", fmt.Errorf("read the front end's graph: %w", err)
+// tree is the file system that the definition stands for. Its name is empty
+// unless it is a local context's, which needs no engine to be read.
+func (r *result) tree(ctx context.Context) (_ tree.Tree, name string, err error) {
+	if sel, ok, err := r.local(); ok || err != nil {
+		if err != nil {
+			return nil, "", err
 		}
-		src := op.GetSource()
-		if src == nil {
-			continue
-		}
-		name, ok := strings.CutPrefix(src.Identifier, "local://")
-		if !ok {
-			return nil, "", fmt.Errorf("reading files of %q while the plan is made is not supported", src.Identifier)
-		}
-		t, ok := r.c.in.Trees[name]
-		if !ok {
-			return nil, "", fmt.Errorf("there is no build context %q", name)
-		}
-		return t, name, nil
+		t, err := r.c.in.Contexts.OpenContext(ctx, sel)
+		return t, sel.Name, err
 	}
-	return nil, "", errors.New("reading files of a build result while the plan is made is not supported")
+	if r.c.in.Files == nil {
+		return nil, "", errors.New("reading files of a build result while the plan is made is not supported")
+	}
+	t, err := r.c.in.Files.Tree(ctx, r.def)
+	return t, "", err
 }
 
-// lookup finds a path in the context, following links inside it as BuildKit does.
-func (r *result) lookup(name string) (tree.Tree, string, tree.Node, error) {
-	t, context, err := r.local()
-	if err != nil {
-		return nil, "", tree.Node{}, err
+// local reports whether the definition is one local source, and which.
+func (r *result) local() (sel source.Selection, ok bool, err error) {
+	defs := r.def.GetDef()
+	if len(defs) != 2 { // the source, and which output is wanted
+		return sel, false, nil
 	}
-	if r.c.in.NoIgnoreFile && context == ContextName && tree.Clean(name) == ".dockerignore" {
-		return nil, "", tree.Node{}, fs.ErrNotExist
+	var op pb.Op
+	if err := op.Unmarshal(defs[0]); err != nil {
+		return sel, false, fmt.Errorf("read the front end's graph: %w", err)
 	}
-	p, err := rootfs.Resolve(t, tree.Clean(name), true)
-	if err != nil {
-		return nil, "", tree.Node{}, err
+	name, ok := strings.CutPrefix(op.GetSource().GetIdentifier(), "local://")
+	if !ok {
+		return sel, false, nil
 	}
-	n, err := t.Lstat(p)
-	return t, p, n, err
+	sel, err = source.LocalSelection(name, op.GetSource().GetAttrs())
+	return sel, true, err
 }
 
-// maxFile bounds what is read of a Dockerfile or ignore file; the front end
-// itself refuses more than 16 MiB.
-const maxFile = 16<<20 + 1
+// open is the file system without what the front end is not to see.
+func (r *result) open(ctx context.Context) (tree.Tree, error) {
+	t, local, err := r.tree(ctx)
+	if err == nil && r.c.in.NoIgnoreFile && local == ContextName {
+		t = noIgnoreFile{t}
+	}
+	return t, err
+}
+
+// noIgnoreFile is a context of which nothing is ignored.
+type noIgnoreFile struct{ tree.Tree }
+
+// Lstat implements tree.Tree.
+func (t noIgnoreFile) Lstat(p string) (tree.Node, error) {
+	if p == ".dockerignore" {
+		return tree.Node{}, fs.ErrNotExist
+	}
+	return t.Tree.Lstat(p)
+}
 
 // ReadFile implements gateway.Reference.
-func (r *result) ReadFile(_ context.Context, req gateway.ReadRequest) ([]byte, error) {
-	t, p, n, err := r.lookup(req.Filename)
+func (r *result) ReadFile(ctx context.Context, req gateway.ReadRequest) ([]byte, error) {
+	t, err := r.open(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("open %s: %w", req.Filename, err)
+		return nil, err
 	}
-	if !n.IsRegular() {
-		return nil, fmt.Errorf("open %s: not a regular file", req.Filename)
-	}
-	f, err := t.Open(p)
-	if err != nil {
-		return nil, fmt.Errorf("open %s: %w", req.Filename, err)
-	}
-	defer f.Close()
-	off, length := int64(0), int64(maxFile)
-	if rg := req.Range; rg != nil {
-		off, length = int64(rg.Offset), min(int64(rg.Length), maxFile)
-	}
-	if _, err := io.CopyN(io.Discard, f, off); err != nil && err != io.EOF {
-		return nil, fmt.Errorf("read %s: %w", req.Filename, err)
-	}
-	b, err := io.ReadAll(io.LimitReader(f, length))
-	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", req.Filename, err)
-	}
-	return b, nil
+	return ReadFile(t, req)
 }
 
 // StatFile implements gateway.Reference.
-func (r *result) StatFile(_ context.Context, req gateway.StatRequest) (*fstypes.Stat, error) {
-	_, p, n, err := r.lookup(req.Path)
+func (r *result) StatFile(ctx context.Context, req gateway.StatRequest) (*fstypes.Stat, error) {
+	t, err := r.open(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return stat(path.Base(p), n), nil
+	return StatFile(t, req)
 }
 
 // ReadDir implements gateway.Reference.
-func (r *result) ReadDir(_ context.Context, req gateway.ReadDirRequest) ([]*fstypes.Stat, error) {
-	t, p, _, err := r.lookup(req.Path)
+func (r *result) ReadDir(ctx context.Context, req gateway.ReadDirRequest) ([]*fstypes.Stat, error) {
+	t, err := r.open(ctx)
 	if err != nil {
 		return nil, err
 	}
-	es, err := t.ReadDir(p)
-	if err != nil {
-		return nil, err
-	}
-	var out []*fstypes.Stat
-	for _, e := range es {
-		if req.IncludePattern != "" {
-			if ok, err := path.Match(req.IncludePattern, e.Name); err != nil || !ok {
-				continue
-			}
-		}
-		out = append(out, stat(e.Name, e.Node))
-	}
-	return out, nil
-}
-
-func stat(name string, n tree.Node) *fstypes.Stat {
-	m := fs.FileMode(n.Mode & 0o777)
-	switch n.Mode & tree.ModeType {
-	case tree.ModeDir:
-		m |= fs.ModeDir
-	case tree.ModeSymlink:
-		m |= fs.ModeSymlink
-	case tree.ModeRegular:
-	default:
-		m |= fs.ModeIrregular
-	}
-	return &fstypes.Stat{Path: name, Mode: uint32(m), Size: n.Size, ModTime: n.MTime.UnixNano()}
+	return ReadDir(ctx, t, req)
 }

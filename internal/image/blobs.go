@@ -21,6 +21,7 @@ type knownBlob struct {
 	Descriptor  ocispec.Descriptor `json:"descriptor"`
 	Compression string             `json:"compression"`
 	Level       int                `json:"level,omitempty"` // if Kiln made it
+	Ours        bool               `json:"ours,omitempty"`  // Kiln made it
 }
 
 // knownBlobs returns the blobs of a layer that are in the store.
@@ -60,7 +61,7 @@ func noteBlob(st *store.Store, diffID digest.Digest, k knownBlob) error {
 			break
 		}
 		if o.Descriptor.Digest == k.Descriptor.Digest {
-			if k.Level == 0 {
+			if !k.Ours {
 				return nil
 			}
 			continue

@@ -76,7 +76,7 @@ func Commit(ctx context.Context, st *store.Store, opt CommitOptions, write func(
 		l.Newest = time.Unix(0, 0).UTC() // an empty layer has nothing young in it
 	}
 	if desc.Digest != "" {
-		err = noteBlob(st, l.DiffID, knownBlob{desc, string(opt.Compression), opt.Level})
+		err = noteBlob(st, l.DiffID, madeBlob(desc, opt.Compression, opt.Level))
 	}
 	return l, err
 }
@@ -138,17 +138,32 @@ func (p *packer) Close() {
 // one, of whatever compression, keeps it: it is what a registry may
 // have already. What is made is remembered and never made twice.
 func Pack(ctx context.Context, st *store.Store, l Layer, c layer.Compression, level int) (Layer, error) {
-	return pack(ctx, st, l, c, level, false)
+	return pack(ctx, st, l, c, level, anyBlob)
 }
 
 // Repack is Pack for those who insist on the compression, and if level is not 0
 // on that, too. It needs the layer to be in the store.
 func Repack(ctx context.Context, st *store.Store, l Layer, c layer.Compression, level int) (Layer, error) {
-	return pack(ctx, st, l, c, level, true)
+	return pack(ctx, st, l, c, level, suchBlob)
 }
 
-func pack(ctx context.Context, st *store.Store, l Layer, c layer.Compression, level int, force bool) (Layer, error) {
-	if settled(l, c, level, force) {
+// PackNew is Pack for a layer that a build made: its blob is what Kiln makes of it
+// now, whatever others the store has seen, so that the image depends on no store.
+func PackNew(ctx context.Context, st *store.Store, l Layer, c layer.Compression, level int) (Layer, error) {
+	return pack(ctx, st, l, c, level, ourBlob)
+}
+
+// demand is which of a layer's blobs will do.
+type demand int
+
+const (
+	anyBlob  demand = iota // any that is compressed
+	suchBlob               // of the compression, and of the level if one is given
+	ourBlob                // of the compression and level, and made by Kiln
+)
+
+func pack(ctx context.Context, st *store.Store, l Layer, c layer.Compression, level int, want demand) (Layer, error) {
+	if settled(l, c, level, want) {
 		return l, nil
 	}
 	if err := checkDigest(l.DiffID); err != nil {
@@ -163,7 +178,7 @@ func pack(ctx context.Context, st *store.Store, l Layer, c layer.Compression, le
 	if err != nil {
 		return Layer{}, err
 	}
-	if k, ok := pick(have, c, level, force); ok {
+	if k, ok := pick(have, c, level, want); ok {
 		l.Blob, l.Origin = k.Descriptor, ""
 		return l, nil
 	}
@@ -172,32 +187,49 @@ func pack(ctx context.Context, st *store.Store, l Layer, c layer.Compression, le
 		return Layer{}, fmt.Errorf("compress layer %s: %w", l.DiffID, err)
 	}
 	l.Blob, l.Origin = desc, ""
-	return l, noteBlob(st, l.DiffID, knownBlob{desc, string(c), level})
+	return l, noteBlob(st, l.DiffID, madeBlob(desc, c, level))
+}
+
+func madeBlob(d ocispec.Descriptor, c layer.Compression, level int) knownBlob {
+	return knownBlob{Descriptor: d, Compression: compressionOf(c), Level: level, Ours: true}
+}
+
+// compressionOf is a compression as layerType and knownBlob have it.
+func compressionOf(c layer.Compression) string {
+	if c == layer.Uncompressed {
+		return ""
+	}
+	return string(c)
 }
 
 // settled reports whether l has a blob already that will do.
-func settled(l Layer, c layer.Compression, level int, force bool) bool {
+func settled(l Layer, c layer.Compression, level int, want demand) bool {
 	if l.Blob.Digest == "" {
 		return false
 	}
 	t := knownLayerTypes()[l.Blob.MediaType]
-	if t.foreign {
+	switch {
+	case t.foreign:
 		return true
+	case want == anyBlob:
+		return t.compression != ""
+	case want == suchBlob:
+		return level == 0 && t.compression == compressionOf(c)
 	}
-	if force {
-		return level == 0 && t.compression == string(c)
-	}
-	return t.compression != ""
+	return false
 }
 
 // pick chooses among blobs that there are: the wanted compression before others.
-func pick(have []knownBlob, c layer.Compression, level int, force bool) (best knownBlob, ok bool) {
+func pick(have []knownBlob, c layer.Compression, level int, want demand) (best knownBlob, ok bool) {
 	for _, k := range have {
-		exact := k.Compression == string(c) && (level == 0 || k.Level == level)
-		if exact {
+		such := k.Compression == compressionOf(c) && (level == 0 || k.Level == level)
+		if want == ourBlob {
+			such = such && k.Ours && k.Level == level
+		}
+		if such {
 			return k, true
 		}
-		if !force && k.Compression != "" && !ok {
+		if want == anyBlob && k.Compression != "" && !ok {
 			best, ok = k, true
 		}
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/kiln-build/kiln/internal/store"
 	"github.com/kiln-build/kiln/internal/tree"
 	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 // canonical writes a layer as Kiln's own steps do.
@@ -129,6 +130,17 @@ func TestPack(t *testing.T) {
 	best := must(Repack(ctx, st, gz, layer.Gzip, 9))(t)
 	if again := must(Repack(ctx, st, bare, layer.Gzip, 9))(t); again.Blob.Digest != best.Blob.Digest {
 		t.Errorf("level 9 is %s, and then %s", best.Blob.Digest, again.Blob.Digest)
+	}
+	// What a build made does not depend on what else the store has.
+	if fresh := must(PackNew(ctx, st, best, layer.Gzip, 0))(t); fresh.Blob.Digest != gz.Blob.Digest {
+		t.Errorf("a new layer is %s, and %s in another store", fresh.Blob.Digest, gz.Blob.Digest)
+	}
+	plain := must(PackNew(ctx, st, gz, layer.Uncompressed, 0))(t)
+	if plain.Blob.Digest != bare.DiffID || plain.Blob.MediaType != ocispec.MediaTypeImageLayer {
+		t.Errorf("uncompressed: %+v", plain)
+	}
+	if again := must(Pack(ctx, st, bare, layer.Gzip, 0))(t); again.Blob.MediaType != gz.Blob.MediaType {
+		t.Errorf("a plain tar is taken for a compressed one: %+v", again)
 	}
 	if _, err := Pack(ctx, st, Layer{DiffID: digest.FromString("gone")}, layer.Gzip, 0); err == nil || !strings.Contains(err.Error(), "no form of it") {
 		t.Errorf("packing what is not there gave %v", err)

@@ -235,34 +235,36 @@ func (l *Layout) Fetch(_ context.Context, layer Layer) (io.ReadCloser, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &verifiedFile{File: f, want: layer.Blob, digester: layer.Blob.Digest.Algorithm().Digester()}, nil
+	return Verified(f, layer.Blob), nil
 }
 
-// verifiedFile is a file that must have the size and digest of a descriptor.
-type verifiedFile struct {
-	*os.File
+// Verified returns a reader that gives an error before its io.EOF unless what r gives has the
+// size and digest of want. Its Close closes r.
+func Verified(r io.ReadCloser, want ocispec.Descriptor) io.ReadCloser {
+	return &verified{r: r, want: want, digester: want.Digest.Algorithm().Digester()}
+}
+
+type verified struct {
+	r        io.ReadCloser
 	want     ocispec.Descriptor
 	digester digest.Digester
 	n        int64
 }
 
-func (f *verifiedFile) Read(p []byte) (int, error) {
-	n, err := f.File.Read(p)
-	f.digester.Hash().Write(p[:n])
-	f.n += int64(n)
+func (v *verified) Read(p []byte) (int, error) {
+	n, err := v.r.Read(p)
+	v.digester.Hash().Write(p[:n])
+	v.n += int64(n)
 	switch {
-	case f.n > f.want.Size, err == io.EOF && f.n < f.want.Size:
-		return 0, fmt.Errorf("blob %s: its size is not the %d bytes that were announced", f.want.Digest, f.want.Size)
-	case err == io.EOF && f.digester.Digest() != f.want.Digest:
-		return 0, fmt.Errorf("blob %s: its content has the digest %s", f.want.Digest, f.digester.Digest())
+	case v.n > v.want.Size, err == io.EOF && v.n < v.want.Size:
+		return 0, fmt.Errorf("blob %s: its size is not the %d bytes that were announced", v.want.Digest, v.want.Size)
+	case err == io.EOF && v.digester.Digest() != v.want.Digest:
+		return 0, fmt.Errorf("blob %s: its content has the digest %s", v.want.Digest, v.digester.Digest())
 	}
 	return n, err
 }
 
-// WriteTo keeps io.Copy from the file's own, which verifies nothing.
-func (f *verifiedFile) WriteTo(w io.Writer) (int64, error) {
-	return io.Copy(w, struct{ io.Reader }{f})
-}
+func (v *verified) Close() error { return v.r.Close() }
 
 // indexBytes writes an index.json.
 func indexBytes(idx ocispec.Index) ([]byte, error) {

@@ -89,9 +89,10 @@ func Normalize(ref string) (string, error) {
 	return named.String(), nil
 }
 
-func documentsOf(st *store.Store) Documents {
+// InStore gives the documents that a store has.
+func InStore(st *store.Store) Documents {
 	return func(_ context.Context, d ocispec.Descriptor) ([]byte, error) {
-		return st.ReadBlob(d.Digest, MaxConfig)
+		return st.ReadBlob(d.Digest, max(MaxConfig, MaxManifest))
 	}
 }
 
@@ -100,15 +101,15 @@ func documentsOf(st *store.Store) Documents {
 // fs.ErrNotExist if there is none. Its layers need not be there: Unpack finds
 // out, and their Origin says where they can be fetched if that is known.
 func FromStore(st *store.Store, ref string, platform ocispec.Platform) (*Image, error) {
-	name, root, err := find(st, ref)
+	found, err := Find(st, ref)
 	if err != nil {
 		return nil, err
 	}
-	img, err := Resolve(context.Background(), documentsOf(st), root, platform)
+	img, err := Resolve(context.Background(), InStore(st), found.Descriptor, platform)
 	if err != nil {
 		return nil, fmt.Errorf("image %q in the local store: %w", clip(ref), err)
 	}
-	img.Ref = name
+	img.Ref = found.Ref
 	from := origins(st, img.Manifest.Digest)
 	for i, l := range img.Layers {
 		img.Layers[i].Origin = from[l.Blob.Digest]
@@ -116,8 +117,18 @@ func FromStore(st *store.Store, ref string, platform ocispec.Platform) (*Image, 
 	return img, nil
 }
 
-// find returns the name and descriptor of what ref means in the store.
-func find(st *store.Store, ref string) (string, ocispec.Descriptor, error) {
+// Found is what a reference means in the store.
+type Found struct {
+	// Ref is a tag of the store: the reference written out, or, if an ID was
+	// given, a tag of the image; the ID itself if there is none.
+	Ref string
+	// Tagged is what Ref names, and Descriptor what was asked for: the same, or an
+	// image of the index that Tagged is.
+	Tagged, Descriptor ocispec.Descriptor
+}
+
+// Find finds a name, digest or beginning of one, as FromStore does.
+func Find(st *store.Store, ref string) (*Found, error) {
 	name := ref
 	if named, err := reference.ParseDockerRef(ref); err == nil {
 		name = named.String()
@@ -128,15 +139,15 @@ func find(st *store.Store, ref string) (string, ocispec.Descriptor, error) {
 		}
 		d, err := st.Tag(n)
 		if err == nil {
-			return n, d, nil
+			return &Found{n, d, d}, nil
 		}
 		if !errors.Is(err, fs.ErrNotExist) {
-			return "", d, err
+			return nil, err
 		}
 	}
 	id, exact := wantedID(ref)
 	if id == "" {
-		return "", ocispec.Descriptor{}, fmt.Errorf("image %q: not in the local store: %w", clip(ref), fs.ErrNotExist)
+		return nil, fmt.Errorf("image %q: not in the local store: %w", clip(ref), fs.ErrNotExist)
 	}
 	return findID(st, ref, id, exact)
 }
@@ -160,21 +171,20 @@ func wantedID(ref string) (id string, exact bool) {
 
 // candidate is a digest by which a tagged image can be called.
 type candidate struct {
-	id   string
-	tag  string
-	root ocispec.Descriptor
+	id string
+	Found
 }
 
-func findID(st *store.Store, ref, id string, exact bool) (string, ocispec.Descriptor, error) {
+func findID(st *store.Store, ref, id string, exact bool) (*Found, error) {
 	all, err := candidates(st)
 	if err != nil {
-		return "", ocispec.Descriptor{}, err
+		return nil, err
 	}
 	found := map[digest.Digest]candidate{}
 	for _, c := range all {
 		if c.id == id || !exact && strings.HasPrefix(c.id, id) {
-			if _, dup := found[c.root.Digest]; !dup {
-				found[c.root.Digest] = c
+			if _, dup := found[c.Descriptor.Digest]; !dup {
+				found[c.Descriptor.Digest] = c
 			}
 		}
 	}
@@ -186,21 +196,22 @@ func findID(st *store.Store, ref, id string, exact bool) (string, ocispec.Descri
 		sort.Strings(ids)
 		// One image may be called by itself and by the index that it is in.
 		if ids[0] != ids[len(ids)-1] {
-			return "", ocispec.Descriptor{}, diag.New(diag.ExitUsage, "image %q: several images in the local store begin so: %s", clip(ref), strings.Join(ids, ", "))
+			return nil, diag.New(diag.ExitUsage, "image %q: several images in the local store begin so: %s", clip(ref), strings.Join(ids, ", "))
 		}
 	}
 	for _, c := range found {
-		return c.tag, c.root, nil
+		return &c.Found, nil
 	}
 	if exact {
 		// Not tagged, but there as long as nobody prunes.
 		if b, err := st.ReadBlob(digest.Digest(id), MaxManifest); err == nil {
 			if mt, err := DocumentType(b, ""); err == nil {
-				return ref, ocispec.Descriptor{MediaType: mt, Digest: digest.Digest(id), Size: int64(len(b))}, nil
+				d := ocispec.Descriptor{MediaType: mt, Digest: digest.Digest(id), Size: int64(len(b))}
+				return &Found{ref, d, d}, nil
 			}
 		}
 	}
-	return "", ocispec.Descriptor{}, fmt.Errorf("image %q: not in the local store: %w", clip(ref), fs.ErrNotExist)
+	return nil, fmt.Errorf("image %q: not in the local store: %w", clip(ref), fs.ErrNotExist)
 }
 
 // candidates lists all digests by which tagged images can be called.
@@ -211,9 +222,10 @@ func candidates(st *store.Store) ([]candidate, error) {
 	}
 	var all []candidate
 	for _, t := range tags {
-		all = append(all, candidate{string(t.Descriptor.Digest), t.Ref, t.Descriptor})
+		all = append(all, candidate{string(t.Descriptor.Digest), Found{t.Ref, t.Descriptor, t.Descriptor}})
 		for _, m := range manifestsOf(st, t.Descriptor, 0) {
-			all = append(all, candidate{string(m.desc.Digest), t.Ref, m.desc}, candidate{string(m.manifest.Config.Digest), t.Ref, m.desc})
+			f := Found{t.Ref, t.Descriptor, m.desc}
+			all = append(all, candidate{string(m.desc.Digest), f}, candidate{string(m.manifest.Config.Digest), f})
 		}
 	}
 	return all, nil

@@ -23,7 +23,8 @@ const (
 var errNoPlatform = errors.New("no image for this platform")
 
 // Documents gives manifests, indexes and configs by their descriptor. It need
-// not verify them. desc.Size may be 0 if it is not known.
+// not verify them. desc.Size may be 0 if it is not known. desc.MediaType may be
+// empty for a manifest or index, never for a config.
 type Documents func(ctx context.Context, desc ocispec.Descriptor) ([]byte, error)
 
 // Resolve follows indexes from root to the image for a platform, chosen as
@@ -90,6 +91,9 @@ func (r *resolver) manifest(ctx context.Context, d ocispec.Descriptor, raw []byt
 	m, err := ParseManifest(raw, d.MediaType)
 	if err != nil {
 		return nil, fmt.Errorf("manifest %s: %w", d.Digest, err)
+	}
+	if m.Config.MediaType == "" {
+		m.Config.MediaType = ocispec.MediaTypeImageConfig
 	}
 	config, err := r.document(ctx, m.Config)
 	if err != nil {

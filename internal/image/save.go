@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"sort"
@@ -114,7 +115,10 @@ func nameOf(im ToSave) string {
 
 // indexEntries names an image as docker, containerd and BuildKit do.
 func indexEntries(im ToSave) ([]ocispec.Descriptor, error) {
-	d := ocispec.Descriptor{MediaType: im.Descriptor.MediaType, Digest: im.Descriptor.Digest, Size: im.Descriptor.Size, Platform: im.Descriptor.Platform}
+	d := ocispec.Descriptor{
+		MediaType: im.Descriptor.MediaType, Digest: im.Descriptor.Digest, Size: im.Descriptor.Size, Platform: im.Descriptor.Platform,
+		Annotations: im.Descriptor.Annotations,
+	}
 	if len(im.Refs) == 0 {
 		return []ocispec.Descriptor{d}, nil
 	}
@@ -125,6 +129,7 @@ func indexEntries(im ToSave) ([]ocispec.Descriptor, error) {
 			return nil, diag.New(diag.ExitUsage, "image name %q: %w", clip(ref), err)
 		}
 		d.Annotations = map[string]string{annotationImageName: named.String()}
+		maps.Copy(d.Annotations, im.Descriptor.Annotations)
 		if t, ok := named.(reference.Tagged); ok {
 			d.Annotations[ocispec.AnnotationRefName] = t.Tag()
 		}
@@ -188,7 +193,7 @@ func (s *saving) manifest(ctx context.Context, raw []byte, f Fetcher) error {
 
 // dockerEntry is an image's entry in manifest.json.
 func dockerEntry(ctx context.Context, st *store.Store, im ToSave, platform ocispec.Platform) (map[string]any, error) {
-	img, err := Resolve(ctx, documentsOf(st), im.Descriptor, platform)
+	img, err := Resolve(ctx, InStore(st), im.Descriptor, platform)
 	if err != nil {
 		return nil, err
 	}

@@ -292,6 +292,19 @@ func UnpackAll(ctx context.Context, st *store.Store, ls []Layer, f Fetcher, prog
 	return out, nil
 }
 
+// Available reports whether a layer can be had: from the store, as a layer file or blob,
+// or from where it came from.
+func Available(st *store.Store, l Layer) bool {
+	if st.HasLayer(l.DiffID) {
+		return true
+	}
+	if l.Blob.Digest == "" {
+		return false
+	}
+	_, err := st.StatBlob(l.Blob.Digest)
+	return err == nil || l.Origin != ""
+}
+
 // OpenLayer opens the layer file of l, which is unpacked first if it is not
 // there. One that turns out to be damaged is removed, and unpacked once more.
 func OpenLayer(ctx context.Context, st *store.Store, l Layer, f Fetcher) (*layer.Reader, error) {

@@ -20,12 +20,13 @@ type Compression string
 
 // The compressions that OCI images may have.
 const (
-	Gzip Compression = "gzip"
-	Zstd Compression = "zstd"
+	Gzip         Compression = "gzip"
+	Zstd         Compression = "zstd"
+	Uncompressed Compression = "uncompressed"
 )
 
-// MediaType returns the OCI media type of a layer with that compression, that
-// of an uncompressed one for "".
+// MediaType returns the OCI media type of a layer with that compression; "" is
+// Uncompressed.
 func MediaType(c Compression) string {
 	switch c {
 	case Gzip:
@@ -75,9 +76,15 @@ func Compress(w io.Writer, c Compression, level int) (io.WriteCloser, error) {
 		}
 		return zstd.NewWriter(w, zstd.WithEncoderLevel(zstd.EncoderLevelFromZstd(level)),
 			zstd.WithWindowSize(zstdWindow), zstd.WithEncoderConcurrency(1), zstd.WithLowerEncoderMem(true))
+	case Uncompressed:
+		return uncompressed{w}, nil
 	}
-	return nil, fmt.Errorf("unknown compression %q: gzip or zstd", c)
+	return nil, fmt.Errorf("unknown compression %q: gzip, zstd or uncompressed", c)
 }
+
+type uncompressed struct{ io.Writer }
+
+func (uncompressed) Close() error { return nil }
 
 // gzipWriter ends pgzip's goroutines also after an error, which its Close does not.
 type gzipWriter struct{ *pgzip.Writer }

@@ -8,27 +8,40 @@ import (
 // JSON writes each Event as one JSON object a line: docs/progress-json.md.
 type JSON struct{ enc *json.Encoder }
 
-// NewJSON returns a Display that writes JSON lines to w as events come.
-func NewJSON(w io.Writer) *JSON {
+// NewJSON returns a Display that writes JSON lines to w as events come, few of
+// them about transfers.
+func NewJSON(w io.Writer) Display {
 	enc := json.NewEncoder(w)
 	enc.SetEscapeHTML(false)
-	return &JSON{enc: enc}
+	return unbuffered{NewThin(&JSON{enc: enc})}
 }
 
 // Send writes e. There is nobody to tell that w failed.
 func (j *JSON) Send(e Event) { _ = j.enc.Encode(e) }
 
-// Close does nothing.
-func (*JSON) Close() error { return nil }
+// RawJSON writes each Event as BuildKit's clients have it: one Status a line.
+type RawJSON struct {
+	enc   *json.Encoder
+	trans *Translator
+}
 
-// Quiet drops everything.
-type Quiet struct{}
+// NewRawJSON is NewJSON in BuildKit's words.
+func NewRawJSON(w io.Writer) Display {
+	return unbuffered{NewThin(&RawJSON{enc: json.NewEncoder(w), trans: NewTranslator()})}
+}
+
+// Send writes e.
+func (j *RawJSON) Send(e Event) { _ = j.enc.Encode(j.trans.Translate(e)) }
+
+// unbuffered is a Sink that holds nothing back.
+type unbuffered struct{ Sink }
+
+// Close does nothing.
+func (unbuffered) Close() error { return nil }
 
 // NewQuiet returns a Display that shows nothing.
-func NewQuiet() Quiet { return Quiet{} }
+func NewQuiet() Display { return unbuffered{quiet{}} }
 
-// Send drops e.
-func (Quiet) Send(Event) {}
+type quiet struct{}
 
-// Close does nothing.
-func (Quiet) Close() error { return nil }
+func (quiet) Send(Event) {}

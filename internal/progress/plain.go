@@ -40,6 +40,8 @@ type Plain struct {
 	written bool      // anything yet
 	armed   bool
 	closed  bool
+	style   Style
+	found   findings
 }
 
 type plainStep struct {
@@ -67,10 +69,10 @@ type transfer struct {
 }
 
 // NewPlain returns a Display that writes lines to w.
-func NewPlain(w io.Writer) *Plain {
+func NewPlain(w io.Writer, s Style) *Plain {
 	return &Plain{
 		w: w, now: time.Now, after: func(d time.Duration, f func()) { time.AfterFunc(d, f) },
-		general: &plainStep{},
+		general: &plainStep{}, style: s,
 	}
 }
 
@@ -84,8 +86,11 @@ func (p *Plain) Send(e Event) {
 		p.say(e.Time, e.Text)
 		return
 	case Warning:
-		p.say(e.Time, "WARN: "+e.Text)
-		return
+		p.found.add(e.Finding)
+		if e.Step == 0 {
+			p.say(e.Time, "WARN: "+e.Text)
+			return
+		}
 	}
 	if e.Step < 1 {
 		return
@@ -105,6 +110,8 @@ func (p *Plain) Send(e Event) {
 		st.output(e.Data, e.Time)
 	case StepTransfer:
 		st.transfer(e)
+	case Warning:
+		st.line("WARN:", Clean(e.Text))
 	case StepDone:
 		st.finish(e)
 		p.show(st, e.Time)
@@ -129,6 +136,7 @@ func (p *Plain) Close() error {
 		p.out.WriteByte('\n')
 		p.current.open = false
 	}
+	p.found.write(&p.out, p.style.Verbose, styles{})
 	p.flush()
 	return nil
 }

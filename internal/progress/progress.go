@@ -7,15 +7,21 @@ package progress
 
 import (
 	"context"
+	"fmt"
+	"slices"
 	"sync"
 	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/kiln-build/kiln/internal/diag"
 )
 
 // Kind of an Event.
 type Kind string
 
 // The kinds of events. A step's events come in this order: planned, started,
-// any number of output and transfer, done.
+// any number of output, transfer and warning, done.
 const (
 	StepPlanned  Kind = "planned"  // the step exists and waits for others
 	StepStarted  Kind = "started"  //
@@ -23,23 +29,49 @@ const (
 	StepTransfer Kind = "transfer" // Item, Current, Total: bytes pulled, pushed, read
 	StepDone     Kind = "done"     // Cached, Error
 	Note         Kind = "note"     // Text: one line about the build as a whole
-	Warning      Kind = "warning"  // Text: one line that the user should read
+	Warning      Kind = "warning"  // Finding; Step is 0 if it is about the build as a whole
 )
 
 // Event is one thing that happened. Unused fields are empty.
 type Event struct {
-	Time    time.Time `json:"time"`
-	Kind    Kind      `json:"kind"`
-	Step    int       `json:"step,omitempty"`  // from 1, in order of planning
-	Name    string    `json:"name,omitempty"`  // of the step: "[build 2/5] RUN make"; in planned
-	Stage   string    `json:"stage,omitempty"` // Dockerfile stage; in planned
-	Data    []byte    `json:"data,omitempty"`
-	Item    string    `json:"item,omitempty"` // what is transferred: a short digest, "context"
-	Current int64     `json:"current,omitempty"`
-	Total   int64     `json:"total,omitempty"` // 0: not known
-	Cached  bool      `json:"cached,omitempty"`
-	Error   string    `json:"error,omitempty"`
-	Text    string    `json:"text,omitempty"`
+	Time time.Time `json:"time"`
+	Kind Kind      `json:"kind"`
+	Step int       `json:"step,omitempty"` // from 1, in order of planning
+	StepInfo
+	Data    []byte `json:"data,omitempty"`
+	Item    string `json:"item,omitempty"` // what is transferred: a short digest, "context"
+	Current int64  `json:"current,omitempty"`
+	Total   int64  `json:"total,omitempty"` // 0: not known
+	Cached  bool   `json:"cached,omitempty"`
+	Error   string `json:"error,omitempty"`
+	Finding
+}
+
+// StepInfo is what is known of a step when it is planned.
+type StepInfo struct {
+	Name  string `json:"name,omitempty"`  // "[build 2/5] RUN make"
+	Stage string `json:"stage,omitempty"` // Dockerfile stage; may be empty
+	// Digest is what BuildKit's clients know the step by: that of the operation in
+	// its graph. Empty: Plan makes one of the name.
+	Digest digest.Digest   `json:"digest,omitempty"`
+	Inputs []digest.Digest `json:"inputs,omitempty"` // the steps that it needs
+	// Group is what several steps are shown as; nil: the step is shown by itself.
+	Group *Group `json:"group,omitempty"`
+}
+
+// Group is shown in place of the steps in it.
+type Group struct {
+	ID   string `json:"id,omitempty"`
+	Name string `json:"name,omitempty"`
+	Weak bool   `json:"weak,omitempty"` // not shown for this step's sake alone
+}
+
+// Finding is something that the user should read.
+type Finding struct {
+	Text   string         `json:"text,omitempty"`   // one line
+	Detail []string       `json:"detail,omitempty"` // what it means, in sentences
+	URL    string         `json:"url,omitempty"`    // where more is to be read
+	At     *diag.Location `json:"location,omitempty"`
 }
 
 // Sink takes events, one at a time and in order. It must be quick.
@@ -51,11 +83,15 @@ type Recorder struct {
 	mu    sync.Mutex
 	sink  Sink
 	steps int
+	names map[string]int // how often a name was planned
+	found findings
 	now   func() time.Time
 }
 
 // NewRecorder returns a Recorder for sink.
-func NewRecorder(sink Sink) *Recorder { return &Recorder{sink: sink, now: time.Now} }
+func NewRecorder(sink Sink) *Recorder {
+	return &Recorder{sink: sink, names: map[string]int{}, now: time.Now}
+}
 
 func (r *Recorder) send(e Event) {
 	if r == nil {
@@ -64,26 +100,53 @@ func (r *Recorder) send(e Event) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	e.Time = r.now()
+	if e.Kind == Warning {
+		r.found.add(e.Finding)
+	}
 	r.sink.Send(e)
 }
 
+// Findings are all warnings so far, each once.
+func (r *Recorder) Findings() []Finding {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.found.all)
+}
+
 // Note says one line about the build as a whole.
-func (r *Recorder) Note(text string) { r.send(Event{Kind: Note, Text: text}) }
+func (r *Recorder) Note(text string) { r.send(Event{Kind: Note, Finding: Finding{Text: text}}) }
 
 // Warn says one line that the user should read.
-func (r *Recorder) Warn(text string) { r.send(Event{Kind: Warning, Text: text}) }
+func (r *Recorder) Warn(text string) { r.send(Event{Kind: Warning, Finding: Finding{Text: text}}) }
 
-// Step announces a step. stage may be empty.
-func (r *Recorder) Step(name, stage string) *Step {
+// Step announces a step that is no operation of a build's graph. stage may be empty.
+func (r *Recorder) Step(name, stage string) *Step { return r.Plan(StepInfo{Name: name, Stage: stage}) }
+
+// Plan announces a step.
+func (r *Recorder) Plan(info StepInfo) *Step {
 	if r == nil {
 		return &Step{}
 	}
 	r.mu.Lock()
 	r.steps++
 	s := &Step{r: r, n: r.steps}
+	if info.Digest == "" {
+		info.Digest = r.digest(info.Name)
+	}
 	r.mu.Unlock()
-	s.send(Event{Kind: StepPlanned, Name: name, Stage: stage})
+	s.send(Event{Kind: StepPlanned, StepInfo: info})
 	return s
+}
+
+// digest makes a digest of a step's name: the same in each build, and another
+// for each step of that name.
+func (r *Recorder) digest(name string) digest.Digest {
+	n := r.names[name]
+	r.names[name]++
+	if n > 0 {
+		name = fmt.Sprintf("%s\x00%d", name, n)
+	}
+	return digest.FromString(name)
 }
 
 // Step reports on one step. Safe for concurrent use.
@@ -122,6 +185,9 @@ func (s *Step) Write(p []byte) (int, error) {
 func (s *Step) Transfer(item string, current, total int64) {
 	s.send(Event{Kind: StepTransfer, Item: item, Current: current, Total: total})
 }
+
+// Warn reports what was found out about the step, or about what it read.
+func (s *Step) Warn(f Finding) { s.send(Event{Kind: Warning, Finding: f}) }
 
 // Done ends the step. Later calls do nothing.
 func (s *Step) Done(err error) {

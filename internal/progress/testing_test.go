@@ -93,7 +93,7 @@ func (c *clock) recorder(s Sink) *Recorder {
 
 func (c *clock) plain() (*Plain, *bytes.Buffer) {
 	var b bytes.Buffer
-	p := NewPlain(&b)
+	p := NewPlain(&b, Style{})
 	p.now, p.after = c.now, c.after
 	return p, &b
 }

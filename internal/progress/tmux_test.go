@@ -24,7 +24,7 @@ func TestMain(m *testing.M) {
 
 // tmuxProgram shows a build that waits where the test wants to look.
 func tmuxProgram(dir string) {
-	d, err := Choose("tty", os.Stdout, os.Getenv)
+	d, err := Choose("tty", os.Stdout, false, os.Getenv)
 	if err != nil {
 		fmt.Println(err)
 		return

@@ -12,8 +12,8 @@ const drawEvery = 100 * time.Millisecond
 
 // TTYOptions are what a terminal display may differ in.
 type TTYOptions struct {
-	NoColor bool
-	Now     func() time.Time // nil: time.Now
+	Style
+	Now func() time.Time // nil: time.Now
 	// Ticks makes the display redraw itself; nil: ten times a second.
 	Ticks <-chan time.Time
 }
@@ -28,10 +28,11 @@ type TTY struct {
 	now  func() time.Time
 	s    styles
 
-	mu       sync.Mutex // of what follows
-	board    board
-	notes    []string // not yet written
-	warnings []string
+	mu      sync.Mutex // of what follows
+	board   board
+	notes   []string // not yet written
+	found   findings
+	verbose bool
 
 	draw  sync.Mutex // held while writing
 	drawn int        // lines of the last frame, which the cursor is below
@@ -45,7 +46,7 @@ type TTY struct {
 // zeros mean that it is not known.
 func NewTTY(w io.Writer, size func() (cols, rows int), o TTYOptions) *TTY {
 	t := &TTY{
-		w: w, size: size, now: o.Now, s: newStyles(!o.NoColor),
+		w: w, size: size, now: o.Now, s: newStyles(!o.NoColor), verbose: o.Verbose,
 		stop: make(chan struct{}), idle: make(chan struct{}),
 	}
 	if t.now == nil {
@@ -80,7 +81,7 @@ func (t *TTY) Send(e Event) {
 	case Note:
 		t.notes = append(t.notes, Clean(e.Text))
 	case Warning:
-		t.warnings = append(t.warnings, Clean(e.Text))
+		t.found.add(e.Finding)
 	}
 	t.board.apply(e)
 }
@@ -110,10 +111,10 @@ func (t *TTY) redraw(final bool) {
 	}
 	notes := t.notes
 	t.notes = nil
-	warnings := t.warnings
+	found := t.found.all
 	t.mu.Unlock()
 
-	if len(lines)+len(notes) == 0 && (!final || len(warnings) == 0) {
+	if len(lines)+len(notes) == 0 && (!final || len(found) == 0) {
 		return
 	}
 	var b bytes.Buffer
@@ -136,23 +137,16 @@ func (t *TTY) redraw(final bool) {
 	}
 	b.WriteString("\x1b[J\x1b[?7h")
 	if final {
-		writeWarnings(&b, warnings)
+		t.writeFindings(&b)
 	}
 	b.WriteString("\x1b[?25h")
 	t.drawn = len(lines)
 	_, _ = t.w.Write(b.Bytes())
 }
 
-func writeWarnings(b *bytes.Buffer, warnings []string) {
-	switch len(warnings) {
-	case 0:
-		return
-	case 1:
-		b.WriteString("\r\n1 warning:\r\n")
-	default:
-		fmt.Fprintf(b, "\r\n%d warnings:\r\n", len(warnings))
-	}
-	for _, w := range warnings {
-		b.WriteString(" - " + w + "\r\n")
-	}
+// writeFindings is for the last frame, when no more events come.
+func (t *TTY) writeFindings(b *bytes.Buffer) {
+	var text bytes.Buffer
+	t.found.write(&text, t.verbose, t.s)
+	b.Write(bytes.ReplaceAll(text.Bytes(), []byte("\n"), []byte("\r\n")))
 }

@@ -145,7 +145,7 @@ func TestTTYManyRun(t *testing.T) {
 }
 
 func TestTTYResize(t *testing.T) {
-	c := newConsole(t, 80, 24, TTYOptions{NoColor: true})
+	c := newConsole(t, 80, 24, TTYOptions{Style: Style{NoColor: true}})
 	st := c.Step("[1/2] RUN a command with a rather long text, longer than narrow", "")
 	st.Start()
 	say(st, strings.Repeat("0123456789", 12)+"\n")
@@ -160,7 +160,7 @@ func TestTTYResize(t *testing.T) {
 
 func TestTTYUnknownSize(t *testing.T) {
 	var b bytes.Buffer
-	tty := NewTTY(&b, func() (int, int) { return 0, 0 }, TTYOptions{NoColor: true})
+	tty := NewTTY(&b, func() (int, int) { return 0, 0 }, TTYOptions{Style: Style{NoColor: true}})
 	r := NewRecorder(tty)
 	r.Step("x", "").Start()
 	_ = tty.Close()
@@ -202,7 +202,7 @@ func TestTTYLetsNoControlThrough(t *testing.T) {
 }
 
 func TestTTYNoColor(t *testing.T) {
-	c := newConsole(t, 80, 24, TTYOptions{NoColor: true})
+	c := newConsole(t, 80, 24, TTYOptions{Style: Style{NoColor: true}})
 	st := c.Step("x", "")
 	st.Start()
 	say(st, "\x1b[31mred\n")

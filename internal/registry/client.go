@@ -20,53 +20,29 @@ package registry
 import (
 	"context"
 	"fmt"
-	"log/slog"
 	"sync"
-	"time"
 
-	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/kiln-build/kiln/internal/registry/wire"
 	"golang.org/x/sync/semaphore"
 )
 
 // Options say how to reach registries. The zero value is what docker does.
-type Options struct {
-	// Keychain finds credentials. Nil: auth.Default(), docker's and podman's files.
-	Keychain authn.Keychain
-	// Insecure are the hosts, HOST or HOST:PORT, that may be spoken to by
-	// plain HTTP or by TLS with a certificate that nobody vouches for.
-	Insecure []string
-	// UserAgent of all requests. Empty: "kiln".
-	UserAgent string
-	// CAFile has certificates in PEM that are trusted beside the system's
-	// (SSL_CERT_FILE is honoured as everywhere in Go).
-	CAFile string
-	// CertDir has a directory for each host with *.crt, client.cert and
-	// client.key, as docker reads them. Empty: /etc/docker/certs.d.
-	CertDir string
-	// Logger gets retries and other things that went wrong but not for good.
-	Logger *slog.Logger
-	// Retry says how often and how long to try. Zero fields have defaults.
-	Retry Retry
-	// StallTimeout is how long a registry may be silent, or all but: less than
-	// 4 KiB in this time. Zero: one minute.
-	StallTimeout time.Duration
-	// Parallel is the number of uploads, and of downloads, at once per
-	// registry. Zero: 4.
-	Parallel int
-	// SkipPushCheck makes Pusher not ask for the permission to push.
-	SkipPushCheck bool
-}
+type Options = wire.Options
+
+// Certs are the certificates that a host is spoken to with.
+type Certs = wire.Certs
+
+// KeyPair names the files of a client certificate and its key.
+type KeyPair = wire.KeyPair
 
 // Retry says how often a request that failed for a passing reason is tried.
 type Retry = wire.Retry
 
 // Client speaks to registries. Safe for concurrent use.
 type Client struct {
-	net       *wire.Net
-	parallel  int64
-	pushCheck bool
-	placed    *placed
+	net    *wire.Net
+	down   sync.Map // hosts of mirrors that cannot be reached
+	placed *placed
 
 	mu    sync.Mutex
 	slots map[string]*semaphore.Weighted
@@ -74,17 +50,11 @@ type Client struct {
 
 // New returns a client. It opens no connection.
 func New(o Options) (*Client, error) {
-	if o.Parallel <= 0 {
-		o.Parallel = 4
-	}
-	n, err := wire.New(wire.Options{
-		Keychain: o.Keychain, Insecure: o.Insecure, UserAgent: o.UserAgent, CAFile: o.CAFile, CertDir: o.CertDir,
-		Logger: o.Logger, Retry: o.Retry, StallTimeout: o.StallTimeout, Parallel: o.Parallel,
-	})
+	n, err := wire.New(o)
 	if err != nil {
 		return nil, err
 	}
-	return &Client{net: n, parallel: int64(o.Parallel), pushCheck: !o.SkipPushCheck, placed: newPlaced(), slots: map[string]*semaphore.Weighted{}}, nil
+	return &Client{net: n, placed: newPlaced(), slots: map[string]*semaphore.Weighted{}}, nil
 }
 
 // slot waits for one of the registry's places for uploads or downloads and
@@ -94,7 +64,7 @@ func (c *Client) slot(ctx context.Context, kind, host string) (release func(), e
 	c.mu.Lock()
 	s := c.slots[kind+" "+host]
 	if s == nil {
-		s = semaphore.NewWeighted(c.parallel)
+		s = semaphore.NewWeighted(int64(c.net.Options().Parallel))
 		c.slots[kind+" "+host] = s
 	}
 	c.mu.Unlock()

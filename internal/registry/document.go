@@ -6,12 +6,18 @@ import (
 	"fmt"
 	"net/http"
 
+	"github.com/kiln-build/kiln/internal/image"
 	"github.com/kiln-build/kiln/internal/registry/wire"
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
+// unchecked takes whatever a registry calls a manifest.
+func unchecked(_ []byte, contentType string) (string, error) { return mediaType(contentType), nil }
+
 // Document gets what ref names, a manifest or an index, of whatever it may be:
-// its bytes, verified but not understood. See NotFound.
+// its bytes, verified but not understood. It comes from the registry itself and no mirror,
+// for it is of what may be written, too. See NotFound.
 func (c *Client) Document(ctx context.Context, ref string) ([]byte, ocispec.Descriptor, error) {
 	t, err := parseTarget(ref)
 	if err != nil {
@@ -22,8 +28,25 @@ func (c *Client) Document(ctx context.Context, ref string) ([]byte, ocispec.Desc
 	if err != nil {
 		return nil, ocispec.Descriptor{}, s.Fail(ctx, what, err)
 	}
-	raw, desc, err := s.manifest(ctx, t.id(), t.digest)
+	raw, desc, err := s.anyManifest(ctx, t.id(), t.digest, unchecked)
 	return raw, desc, s.Fail(ctx, what, err)
+}
+
+// Current is the digest of what Document would get now.
+func (c *Client) Current(ctx context.Context, ref string) (digest.Digest, error) {
+	t, err := parseTarget(ref)
+	if err != nil {
+		return "", err
+	}
+	s, err := c.pull(ctx, t)
+	if err != nil {
+		return "", s.Fail(ctx, fmt.Sprintf("look up %q", t.named), err)
+	}
+	if desc, ok := s.head(ctx, t); ok {
+		return desc.Digest, nil
+	}
+	_, desc, err := c.Document(ctx, ref)
+	return desc.Digest, err
 }
 
 // Small gets a manifest or a small blob of ref's repository as a whole, verified.
@@ -44,8 +67,8 @@ func (c *Client) Small(ctx context.Context, ref string, desc ocispec.Descriptor,
 	if desc.Size < 0 || desc.Size > limit {
 		return nil, s.Fail(ctx, what, wire.Permanent("it has %d bytes, and %d are allowed", desc.Size, limit))
 	}
-	if isManifest(desc.MediaType) || isIndex(desc.MediaType) {
-		raw, _, err = s.manifest(ctx, desc.Digest.String(), desc.Digest)
+	if image.IsManifest(desc.MediaType) || image.IsIndex(desc.MediaType) {
+		raw, _, err = s.anyManifest(ctx, desc.Digest.String(), desc.Digest, unchecked)
 		return raw, s.Fail(ctx, what, err)
 	}
 	err = c.net.Retry(ctx, "get blob "+desc.Digest.String(), func(ctx context.Context) (err error) {

@@ -31,6 +31,15 @@ func (c *Client) Fetch(ctx context.Context, l image.Layer) (io.ReadCloser, error
 	if err := l.Blob.Digest.Validate(); err != nil {
 		return nil, fmt.Errorf("fetch layer %q from %s: %w", l.Blob.Digest, l.Origin, err)
 	}
+	var r io.ReadCloser
+	err = c.fromAny(ctx, t, func(from target) (err error) {
+		r, err = c.fetch(ctx, from, l)
+		return err
+	})
+	return r, err
+}
+
+func (c *Client) fetch(ctx context.Context, t target, l image.Layer) (io.ReadCloser, error) {
 	s, err := c.net.Open(ctx, t.repo, "pull")
 	b := &blobReader{ctx: ctx, net: c.net, s: s, desc: l.Blob}
 	if err != nil {
@@ -173,7 +182,7 @@ func (b *blobReader) resume(why error) error {
 		if b.ctx.Err() != nil {
 			return context.Cause(b.ctx)
 		}
-		if b.tries++; b.tries >= b.net.Tries() || !wire.Transient(why) {
+		if b.tries++; b.tries >= b.net.Options().Retry.Tries || !wire.Transient(why) {
 			return fmt.Errorf("after %d of %d bytes: %w", b.offset, b.desc.Size, why)
 		}
 		if err := b.net.Pause(b.ctx, b.tries, 0, "resume blob "+b.desc.Digest.String(), why); err != nil {

@@ -89,11 +89,11 @@ func TestManifestsThatAreWrong(t *testing.T) {
 		"deep":                    {answer(ocispec.MediaTypeImageIndex, deep), "not valid JSON"},
 		"schema 1":                {answer("application/vnd.docker.distribution.manifest.v1+prettyjws", `{"schemaVersion":1}`), "schema 1"},
 		"schema 1 without a type": {answer("application/json", `{"schemaVersion":1,"fsLayers":[]}`), "schema 1"},
-		"both":                    {answer("", `{"schemaVersion":2,"layers":[],"manifests":[]}`), "an image and an index"},
-		"two types":               {answer(ocispec.MediaTypeImageIndex, valid), "the registry"},
+		"both":                    {answer("", `{"schemaVersion":2,"layers":[],"manifests":[]}`), "an index of several at once"},
+		"two types":               {answer(ocispec.MediaTypeImageIndex, valid), "announced as"},
 		"other type":              {answer("", `{"schemaVersion":2,"mediaType":"application/x-\u001b[31mred"}`), "not an image"},
 		"bad digest":              {answer("", strings.Replace(valid, "sha256:", "sha256:../../", 1)), "digest"},
-		"negative":                {answer("", strings.Replace(valid, `"size":`, `"size":-`, 1)), "size -"},
+		"negative":                {answer("", strings.Replace(valid, `"size":`, `"size":-`, 1)), "size is -"},
 		"giant config":            {answer("", strings.Replace(valid, `"size":`, `"size":9999999`, 1)), "more than"},
 		"wrong digest header": {func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Docker-Content-Digest", digest.FromString("another").String())
@@ -157,8 +157,7 @@ func TestManifestsThatAreWrong(t *testing.T) {
 				if err != nil && strings.ContainsAny(err.Error(), "\x1b\x07\r\n") {
 					t.Errorf("control characters in %q", err)
 				}
-				if _, err := client.Digest(t.Context(), host+"/a/b:c"); err == nil &&
-					!strings.Contains(name, "config") && name != "bad digest" {
+				if _, err := client.Digest(t.Context(), host+"/a/b:c"); err == nil {
 					t.Error("Digest: no error")
 				}
 			})
@@ -283,7 +282,7 @@ func TestConfigsThatLie(t *testing.T) {
 			pushedImage(t, r, &bad)
 			_, err := newClient(t).Resolve(t.Context(), r.Host()+"/a/b:c", amd64)
 			wantError(t, err, map[string]string{
-				"layers": "has 1 layers, but its config 2", "garbage": "not valid JSON",
+				"layers": "has 1 layers, but its config 2", "garbage": "not valid",
 				"diff id": "md5:", "chart": "helm",
 			}[name])
 		})

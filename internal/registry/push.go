@@ -55,7 +55,7 @@ func (c *Client) Pusher(ctx context.Context, ref string) (*Pusher, error) {
 	if err != nil {
 		return nil, p.fail(ctx, err)
 	}
-	if !c.pushCheck {
+	if c.net.Options().SkipPushCheck {
 		return p, nil
 	}
 	var where *url.URL

@@ -2,32 +2,22 @@ package registry
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"strings"
 
-	"github.com/containerd/platforms"
-	"github.com/kiln-build/kiln/internal/diag"
 	"github.com/kiln-build/kiln/internal/image"
 	"github.com/kiln-build/kiln/internal/registry/wire"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// accepted are the manifests that are asked for; schema 1 among them so that it
-// can be refused by name rather than not be found.
+// accepted are the manifests that are asked for.
 var accepted = strings.Join([]string{
-	ocispec.MediaTypeImageIndex, dockerList, ocispec.MediaTypeImageManifest, dockerManifest,
+	ocispec.MediaTypeImageIndex, image.MediaTypeDockerList, ocispec.MediaTypeImageManifest, image.MediaTypeDockerManifest,
 	dockerSigned1 + ";q=0.1", dockerSchema1 + ";q=0.1",
 }, ", ")
-
-// maxNested is how many indexes may be inside each other.
-const maxNested = 3
-
-// maxUnnamed is how many manifests that do not say their platform are looked at.
-const maxUnnamed = 8
 
 // Resolve gets an image's manifest and config for a platform, verified, and no
 // layer. A ref that names a manifest rather than an index gives that image,
@@ -37,6 +27,15 @@ func (c *Client) Resolve(ctx context.Context, ref string, platform ocispec.Platf
 	if err != nil {
 		return nil, err
 	}
+	var img *image.Image
+	err = c.fromAny(ctx, t, func(from target) (err error) {
+		img, err = c.resolve(ctx, from, platform)
+		return err
+	})
+	return img, err
+}
+
+func (c *Client) resolve(ctx context.Context, t target, platform ocispec.Platform) (*image.Image, error) {
 	s, err := c.pull(ctx, t)
 	what := fmt.Sprintf("resolve image %q", t.named)
 	if err != nil {
@@ -46,12 +45,20 @@ func (c *Client) Resolve(ctx context.Context, ref string, platform ocispec.Platf
 	if err != nil {
 		return nil, s.Fail(ctx, what, err)
 	}
-	r := &resolver{s: s, platform: platform, origin: t.named.Name()}
-	img, err := r.image(ctx, raw, desc, 0)
+	get := func(ctx context.Context, d ocispec.Descriptor) ([]byte, error) {
+		if d.Digest == desc.Digest {
+			return raw, nil
+		}
+		return s.document(ctx, d)
+	}
+	img, err := image.Resolve(ctx, get, desc, platform)
 	if err != nil {
 		return nil, s.Fail(ctx, what, err)
 	}
-	img.Ref, img.Digest = t.named.String(), desc.Digest
+	for i := range img.Layers {
+		img.Layers[i].Origin = t.named.Name()
+	}
+	img.Ref = t.named.String()
 	return img, nil
 }
 
@@ -67,92 +74,27 @@ func (c *Client) pull(ctx context.Context, t target) (*session, error) {
 	return &session{Session: s, net: c.net}, err
 }
 
-type resolver struct {
-	s        *session
-	platform ocispec.Platform
-	origin   string // of the layers
-}
-
-var errNoPlatform = errors.New("no image for this platform")
-
-// image follows indexes from a manifest to one image.
-func (r *resolver) image(ctx context.Context, raw []byte, desc ocispec.Descriptor, depth int) (*image.Image, error) {
-	doc, mediaType, err := parseDocument(raw, desc.MediaType)
-	if err != nil {
-		return nil, err
+// document gets a manifest, an index or a config: an image.Documents.
+func (s *session) document(ctx context.Context, d ocispec.Descriptor) (raw []byte, err error) {
+	if d.MediaType == "" || image.IsIndex(d.MediaType) || image.IsManifest(d.MediaType) {
+		raw, _, err = s.manifest(ctx, d.Digest.String(), d.Digest)
+		return raw, err
 	}
-	desc.MediaType = mediaType
-	if isManifest(mediaType) {
-		return r.leaf(ctx, raw, desc, doc)
-	}
-	if depth >= maxNested {
-		return nil, wire.Permanent("more than %d indexes inside each other", maxNested)
-	}
-	unnamed := 0
-	for _, d := range choose(doc.Manifests, r.platform) {
-		if d.Platform == nil {
-			if unnamed++; unnamed > maxUnnamed {
-				break
-			}
-		}
-		raw, got, err := r.s.manifest(ctx, d.Digest.String(), d.Digest)
-		if err != nil {
-			return nil, err
-		}
-		if got.Size != d.Size {
-			return nil, wire.Permanent("manifest %s has %d bytes, the index says %d", d.Digest, got.Size, d.Size)
-		}
-		if d.MediaType != "" {
-			got.MediaType = d.MediaType // the index is verified, the header is not
-		}
-		img, err := r.image(ctx, raw, got, depth+1)
-		if errors.Is(err, errNoPlatform) {
-			continue
-		}
-		if err == nil && d.Platform == nil && !platforms.Only(r.platform).Match(*img.Manifest.Platform) {
-			continue
-		}
-		return img, err
-	}
-	want := platforms.FormatAll(r.platform)
-	return nil, &diag.Error{
-		Err:  fmt.Errorf("%w: it has %s, not %s", errNoPlatform, offered(doc.Manifests), want),
-		Hint: "Choose one of its platforms with --platform, or another image.",
-		Code: diag.ExitRegistry,
-	}
-}
-
-// leaf is the image that a manifest describes.
-func (r *resolver) leaf(ctx context.Context, raw []byte, desc ocispec.Descriptor, doc *document) (*image.Image, error) {
-	if doc.Config.Size > maxConfig {
-		return nil, wire.Permanent("the image's config has %d bytes, more than %d", doc.Config.Size, maxConfig)
-	}
-	var rawConfig []byte
-	err := r.s.net.Retry(ctx, "get config", func(ctx context.Context) (err error) {
-		rawConfig, err = r.s.small(ctx, doc.Config)
+	err = s.net.Retry(ctx, "get config", func(ctx context.Context) (err error) {
+		raw, err = s.small(ctx, d)
 		return err
 	})
-	if err != nil {
-		return nil, fmt.Errorf("get the image's config: %w", err)
-	}
-	cfg, err := parseConfig(rawConfig, doc)
-	if err != nil {
-		return nil, err
-	}
-	desc.Platform = &cfg.Platform
-	img := &image.Image{Manifest: desc, RawManifest: raw, RawConfig: rawConfig}
-	for i, l := range doc.Layers {
-		img.Layers = append(img.Layers, image.Layer{
-			DiffID: cfg.RootFS.DiffIDs[i],
-			Blob:   l,
-			Origin: r.origin,
-		})
-	}
-	return img, nil
+	return raw, err
 }
 
-// manifest gets a manifest by tag or digest, verified, with want if that is given.
+// manifest gets an image's manifest by tag or digest, verified, with want if that is given.
 func (s *session) manifest(ctx context.Context, id string, want digest.Digest) (raw []byte, desc ocispec.Descriptor, err error) {
+	return s.anyManifest(ctx, id, want, checkDocument)
+}
+
+// anyManifest gets what has that tag or digest among manifests. check looks at what came,
+// and says its media type.
+func (s *session) anyManifest(ctx context.Context, id string, want digest.Digest, check func(raw []byte, contentType string) (string, error)) (raw []byte, desc ocispec.Descriptor, err error) {
 	err = s.net.Retry(ctx, "get manifest "+id, func(ctx context.Context) error {
 		req, err := wire.Request(ctx, http.MethodGet, s.URL("/manifests/"+id))
 		if err != nil {
@@ -164,11 +106,15 @@ func (s *session) manifest(ctx context.Context, id string, want digest.Digest) (
 			return err
 		}
 		defer wire.Drain(resp)
-		if raw, err = readAll(resp, maxManifest, "manifest"); err != nil {
+		if raw, err = readAll(resp, image.MaxManifest, "manifest"); err != nil {
+			return err
+		}
+		mt, err := check(raw, resp.Header.Get("Content-Type"))
+		if err != nil {
 			return err
 		}
 		dgst, err := manifestDigest(raw, want, resp.Header)
-		desc = ocispec.Descriptor{MediaType: resp.Header.Get("Content-Type"), Digest: dgst, Size: int64(len(raw))}
+		desc = ocispec.Descriptor{MediaType: mt, Digest: dgst, Size: int64(len(raw))}
 		return err
 	})
 	return raw, desc, err
@@ -185,16 +131,9 @@ func manifestDigest(raw []byte, want digest.Digest, h http.Header) (digest.Diges
 		return want, verify(raw, want)
 	}
 	if claimed != "" {
-		if contentIsSchema1(h.Get("Content-Type")) { // whose digest is not that of its bytes
-			return claimed, nil
-		}
 		return claimed, verify(raw, claimed)
 	}
 	return digest.FromBytes(raw), nil
-}
-
-func contentIsSchema1(contentType string) bool {
-	return strings.HasPrefix(contentType, dockerSigned1) || strings.HasPrefix(contentType, dockerSchema1)
 }
 
 // readAll reads an answer of at most limit bytes; a length that was announced
@@ -244,19 +183,25 @@ func (c *Client) Digest(ctx context.Context, ref string) (ocispec.Descriptor, er
 	if err != nil {
 		return ocispec.Descriptor{}, err
 	}
+	var desc ocispec.Descriptor
+	err = c.fromAny(ctx, t, func(from target) (err error) {
+		desc, err = c.lookup(ctx, from)
+		return err
+	})
+	return desc, err
+}
+
+func (c *Client) lookup(ctx context.Context, t target) (ocispec.Descriptor, error) {
 	what := fmt.Sprintf("look up image %q", t.named)
 	s, err := c.pull(ctx, t)
 	if err != nil {
 		return ocispec.Descriptor{}, s.Fail(ctx, what, err)
 	}
-	if desc, ok := s.head(ctx, t); ok {
+	desc, ok := s.head(ctx, t)
+	if ok {
 		return desc, nil
 	}
-	raw, desc, err := s.manifest(ctx, t.id(), t.digest)
-	if err != nil {
-		return ocispec.Descriptor{}, s.Fail(ctx, what, err)
-	}
-	if _, desc.MediaType, err = parseDocument(raw, desc.MediaType); err != nil {
+	if _, desc, err = s.manifest(ctx, t.id(), t.digest); err != nil {
 		return ocispec.Descriptor{}, s.Fail(ctx, what, err)
 	}
 	return desc, nil
@@ -276,11 +221,11 @@ func (s *session) head(ctx context.Context, t target) (desc ocispec.Descriptor, 
 	}
 	defer wire.Drain(resp)
 	desc = ocispec.Descriptor{
-		MediaType: resp.Header.Get("Content-Type"),
+		MediaType: mediaType(resp.Header.Get("Content-Type")),
 		Digest:    digest.Digest(resp.Header.Get("Docker-Content-Digest")),
 		Size:      resp.ContentLength,
 	}
-	known := isIndex(desc.MediaType) || isManifest(desc.MediaType)
+	known := image.IsIndex(desc.MediaType) || image.IsManifest(desc.MediaType)
 	if !known || desc.Digest.Validate() != nil || desc.Size <= 0 || t.digest != "" && desc.Digest != t.digest {
 		return desc, false
 	}

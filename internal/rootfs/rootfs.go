@@ -286,21 +286,16 @@ func (f *FS) Open(p string) (io.ReadCloser, error) {
 	return f.layers[e.layer].Open(p)
 }
 
-// ContentDigest gives a file's content digest without reading it, if its layer
-// can; otherwise the error is errors.ErrUnsupported.
+// ContentDigest implements tree.Digester as far as the layers do.
 func (f *FS) ContentDigest(p string) (digest.Digest, error) {
 	e, err := f.find("digest", p)
 	if err != nil {
 		return "", err
 	}
-	if e.layer >= 0 {
-		if d, ok := f.layers[e.layer].(interface {
-			ContentDigest(string) (digest.Digest, error)
-		}); ok {
-			return d.ContentDigest(p)
-		}
+	if e.layer < 0 {
+		return "", errors.ErrUnsupported
 	}
-	return "", errors.ErrUnsupported
+	return tree.ContentDigest(f.layers[e.layer], p)
 }
 
 // pathError words an error about a path as the operating system would.

@@ -102,13 +102,13 @@ func parseUIDGID(spec string) (uid, gid uint32, ok bool) {
 	if !ok {
 		return 0, 0, false
 	}
-	uid, uerr := ParseID(us)
-	gid, gerr := ParseID(gs)
+	uid, uerr := parseID(us)
+	gid, gerr := parseID(gs)
 	return uid, gid, uerr == nil && gerr == nil
 }
 
-// ParseID parses a user or group given by number; "root" is 0, as BuildKit has it.
-func ParseID(s string) (uint32, error) {
+// parseID parses a user or group given by number; "root" is 0, as BuildKit has it.
+func parseID(s string) (uint32, error) {
 	if s == "root" {
 		return 0, nil
 	}
@@ -117,28 +117,6 @@ func ParseID(s string) (uint32, error) {
 		return 0, fmt.Errorf("parse id %q: %w", s, err)
 	}
 	return uint32(n), nil
-}
-
-// LookupChown finds out whom --chown=user:group means in the image t; either may be
-// empty. A user given by number has the group of the same number unless group is
-// given. A name that the image does not know, or an image without the file,
-// is 0, as with BuildKit. t may be nil if both are numbers or empty.
-func LookupChown(t tree.Tree, userSpec, group string) (uid, gid uint32, err error) {
-	if userSpec != "" {
-		if uid, err = ParseID(userSpec); err == nil {
-			gid = uid
-		} else if uid, gid, _, err = UserByName(t, userSpec); err != nil {
-			return 0, 0, err
-		}
-	}
-	if group != "" {
-		if gid, err = ParseID(group); err != nil {
-			if gid, _, err = GroupByName(t, group); err != nil {
-				return 0, 0, err
-			}
-		}
-	}
-	return uid, gid, nil
 }
 
 // UserByName looks a user up in t's /etc/passwd, by name alone, even if that

@@ -66,36 +66,37 @@ func TestLookupUser(t *testing.T) {
 	}
 }
 
-func TestLookupChown(t *testing.T) {
+func TestByName(t *testing.T) {
 	full, empty := image(), memtree.New(nil)
 	for _, c := range []struct {
 		in          tree.Tree
 		user, group string
 		want        string
 	}{
-		{full, "", "", "0:0"},
-		{full, "app", "", "1000:1001"},
-		{full, "app", "staff", "1000:50"},
-		{full, "app", "7", "1000:7"},
-		{full, "5", "", "5:5"},
-		{full, "5", "0", "5:0"},
-		{full, "5", "root", "5:0"},
-		{full, "root", "", "0:0"},
-		{full, "", "staff", "0:50"},
-		{full, "nobody", "nogroup", "0:0"},
-		{full, "neg", "", `look up user "neg": uids and gids must be in range 0-2147483647`},
-		{empty, "app", "staff", "0:0"},
-		{nil, "5", "6", "5:6"},
-		{nil, "app", "", "0:0"},
+		{full, "app", "staff", "1000:1001 true, 50 true"},
+		{full, "root", "root", "0:0 true, 0 true"},
+		{full, "1234", "0", "9:9 true, 0 false"}, // names, though they look like numbers
+		{full, "nobody", "nogroup", "0:0 false, 0 false"},
+		{empty, "app", "staff", "0:0 false, 0 false"},
+		{nil, "app", "staff", "0:0 false, 0 false"},
 	} {
-		uid, gid, err := LookupChown(c.in, c.user, c.group)
-		got := fmt.Sprintf("%d:%d", uid, gid)
+		uid, gid, known, err := UserByName(c.in, c.user)
 		if err != nil {
-			got = err.Error()
+			t.Errorf("user %q: %v", c.user, err)
 		}
-		if got != c.want {
-			t.Errorf("LookupChown(%q, %q) = %s, want %s", c.user, c.group, got, c.want)
+		g, knownGroup, err := GroupByName(c.in, c.group)
+		if err != nil {
+			t.Errorf("group %q: %v", c.group, err)
 		}
+		if got := fmt.Sprintf("%d:%d %t, %d %t", uid, gid, known, g, knownGroup); got != c.want {
+			t.Errorf("%q and %q are %s, want %s", c.user, c.group, got, c.want)
+		}
+	}
+	if _, _, _, err := UserByName(full, "neg"); err == nil {
+		t.Error("a user with a negative uid is taken")
+	}
+	if _, _, err := GroupByName(full, "neg"); err == nil {
+		t.Error("a group with a negative gid is taken")
 	}
 }
 
@@ -129,6 +130,7 @@ func FuzzUsers(f *testing.F) {
 			t.Errorf("%q gave %+v", spec, u)
 		}
 		user, group, _ := strings.Cut(spec, ":")
-		_, _, _ = LookupChown(m, user, group)
+		_, _, _, _ = UserByName(m, user)
+		_, _, _ = GroupByName(m, group)
 	})
 }

@@ -28,7 +28,7 @@ const (
 
 // Context is an opened build context.
 type Context struct {
-	// Tree is the context, unfiltered. See content.Digest for its files' digests.
+	// Tree is the context, unfiltered. A directory and a repository are tree.Digesters.
 	Tree tree.Tree
 	Kind Kind
 	// Ignore reports whether a .dockerignore in the context counts. As with

@@ -38,20 +38,13 @@ func (s *Store) Lock(ctx context.Context, name string) (unlock func(), err error
 	if err != nil {
 		return nil, fmt.Errorf("wait for lock %q: %w", clip(name), err)
 	}
-	h := sha256.Sum256([]byte(name))
-	path := s.path(dirLocks, hex.EncodeToString(h[:]))
+	path := s.lockPath(name)
 	// Waiting for another process is by asking again: a blocked flock(2)
 	// could not be interrupted.
 	for wait := time.Millisecond; ; wait = min(wait*2, 50*time.Millisecond) {
 		f, err := tryLock(path)
 		if err == nil {
-			return func() {
-				// Whoever waits for the file that goes here finds it
-				// unlinked, and makes a new one.
-				os.Remove(path)
-				f.Close()
-				leave()
-			}, nil
+			return s.unlocker(f, path, leave), nil
 		}
 		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, errTaken) {
 			leave()
@@ -63,6 +56,41 @@ func (s *Store) Lock(ctx context.Context, name string) (unlock func(), err error
 			return nil, fmt.Errorf("wait for lock %q: %w", clip(name), context.Cause(ctx))
 		case <-time.After(wait):
 		}
+	}
+}
+
+// TryLock is Lock for those who have something else to do if somebody has the lock: ok is false then.
+func (s *Store) TryLock(name string) (unlock func(), ok bool, err error) {
+	leave, ok := s.tryEnqueue(name)
+	if !ok {
+		return nil, false, nil
+	}
+	path := s.lockPath(name)
+	f, err := tryLock(path)
+	switch {
+	case err == nil:
+		return s.unlocker(f, path, leave), true, nil
+	case errors.Is(err, unix.EWOULDBLOCK), errors.Is(err, errTaken):
+		leave()
+		return nil, false, nil
+	}
+	leave()
+	return nil, false, s.writing("lock", err)
+}
+
+func (s *Store) lockPath(name string) string {
+	h := sha256.Sum256([]byte(name))
+	return s.path(dirLocks, hex.EncodeToString(h[:]))
+}
+
+// unlocker is what releases a lock that is held.
+func (s *Store) unlocker(f *os.File, path string, leave func()) func() {
+	return func() {
+		// Whoever waits for the file that goes here finds it
+		// unlinked, and makes a new one.
+		os.Remove(path)
+		f.Close()
+		leave()
 	}
 }
 
@@ -82,9 +110,10 @@ func tryLock(path string) (*os.File, error) {
 	return f, nil
 }
 
-// enqueue waits for this goroutine's turn among those of the process.
-func (s *Store) enqueue(ctx context.Context, name string) (leave func(), err error) {
+// join makes this goroutine one of those that want a lock.
+func (s *Store) join(name string) *localLock {
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	l := s.local[name]
 	if l == nil {
 		l = &localLock{turn: make(chan struct{}, 1)}
@@ -92,20 +121,38 @@ func (s *Store) enqueue(ctx context.Context, name string) (leave func(), err err
 		s.local[name] = l
 	}
 	l.users++
-	s.mu.Unlock()
-	forget := func() {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		if l.users--; l.users == 0 {
-			delete(s.local, name)
-		}
+	return l
+}
+
+func (s *Store) part(name string, l *localLock) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if l.users--; l.users == 0 {
+		delete(s.local, name)
 	}
+}
+
+// enqueue waits for this goroutine's turn among those of the process.
+func (s *Store) enqueue(ctx context.Context, name string) (leave func(), err error) {
+	l := s.join(name)
 	select {
 	case <-ctx.Done():
-		forget()
+		s.part(name, l)
 		return nil, context.Cause(ctx)
 	case <-l.turn:
-		return func() { l.turn <- struct{}{}; forget() }, nil
+		return func() { l.turn <- struct{}{}; s.part(name, l) }, nil
+	}
+}
+
+// tryEnqueue takes the turn if nobody of this process has it.
+func (s *Store) tryEnqueue(name string) (leave func(), ok bool) {
+	l := s.join(name)
+	select {
+	case <-l.turn:
+		return func() { l.turn <- struct{}{}; s.part(name, l) }, true
+	default:
+		s.part(name, l)
+		return nil, false
 	}
 }
 

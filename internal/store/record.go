@@ -61,6 +61,15 @@ func (s *Store) GetRecord(kind, key string) ([]byte, error) {
 	if _, err := s.touch(p); err != nil {
 		return nil, fmt.Errorf("record %s %q: %w", kind, clip(key), err)
 	}
+	return s.PeekRecord(kind, key)
+}
+
+// PeekRecord is GetRecord for those who only look: it does not count as a use.
+func (s *Store) PeekRecord(kind, key string) ([]byte, error) {
+	p, err := s.recordPath(kind, key)
+	if err != nil {
+		return nil, err
+	}
 	k, b, err := readRecord(p)
 	if err == nil && k != key {
 		err = fs.ErrNotExist

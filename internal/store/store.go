@@ -35,7 +35,8 @@ import (
 // version would be converted by Open; one of a higher version is refused.
 const layoutVersion = 1
 
-const versionFile = "kiln-store"
+// VersionFile is the first file that a store gets.
+const VersionFile = "kiln-store"
 
 // The folders of a store.
 const (
@@ -106,7 +107,7 @@ func (s *Store) path(elem ...string) string {
 // is the first thing that a store has.
 func (s *Store) checkVersion() error {
 	for try := 0; ; try++ {
-		b, err := os.ReadFile(s.path(versionFile))
+		b, err := os.ReadFile(s.path(VersionFile))
 		if err == nil {
 			return s.checkVersionText(string(b))
 		}
@@ -127,7 +128,7 @@ func (s *Store) checkVersion() error {
 func (s *Store) checkVersionText(text string) error {
 	v, err := strconv.Atoi(strings.TrimSpace(text))
 	if err != nil || v < 1 || len(text) > 16 {
-		return diag.New(diag.ExitFailure, "open store %q: %s does not name a layout version", s.root, versionFile).
+		return diag.New(diag.ExitFailure, "open store %q: %s does not name a layout version", s.root, VersionFile).
 			WithHint("The directory may not be a store of Kiln, or its disk is damaged: choose another with --root, or remove it.")
 	}
 	if v > layoutVersion {
@@ -151,7 +152,7 @@ func (s *Store) claim() error {
 				WithHint("Choose an empty or new directory with --root.")
 		}
 	}
-	f, err := os.CreateTemp(s.root, "."+versionFile+"-*")
+	f, err := os.CreateTemp(s.root, "."+VersionFile+"-*")
 	if err != nil {
 		return unusable(s.root, err)
 	}
@@ -164,7 +165,7 @@ func (s *Store) claim() error {
 	if err := f.Sync(); err != nil {
 		return unusable(s.root, err)
 	}
-	if err := os.Rename(f.Name(), s.path(versionFile)); err != nil {
+	if err := os.Rename(f.Name(), s.path(VersionFile)); err != nil {
 		return unusable(s.root, err)
 	}
 	return nil
@@ -183,7 +184,7 @@ func (s *Store) checkOwner() error {
 	if err != nil {
 		return unusable(s.root, err)
 	}
-	for _, d := range append(allDirs(), versionFile) {
+	for _, d := range append(allDirs(), VersionFile) {
 		fi, err := os.Lstat(s.path(d))
 		if err != nil {
 			return unusable(s.root, err)

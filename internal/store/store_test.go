@@ -439,7 +439,7 @@ func TestOpenRefuses(t *testing.T) {
 	hint("a directory of something else", full, "other files")
 
 	newer := must(Open(filepath.Join(base, "newer")))(t)
-	vf := newer.path(versionFile)
+	vf := newer.path(VersionFile)
 	os.Chmod(vf, 0o600)
 	os.WriteFile(vf, []byte("2\n"), 0o600)
 	hint("a newer version", newer.Root(), "layout version 2")
@@ -467,4 +467,61 @@ func TestOpenMakesPrivateDirectories(t *testing.T) {
 	os.MkdirAll(filepath.Join(vol, ".snapshot"), 0o755)
 	must(Open(vol))(t)
 	must(Open(vol))(t)
+}
+
+// TestTryLock: a lock is had at once or not at all, whoever holds it.
+func TestTryLock(t *testing.T) {
+	s := open(t)
+	other := must(Open(s.Root()))(t) // as another process would
+	unlock, ok, err := s.TryLock("x")
+	if !ok || err != nil {
+		t.Fatal(ok, err)
+	}
+	for _, st := range []*Store{s, other} {
+		if _, ok, err := st.TryLock("x"); ok || err != nil {
+			t.Errorf("a lock that is held: %v %v", ok, err)
+		}
+	}
+	if u, ok, err := other.TryLock("y"); !ok || err != nil {
+		t.Errorf("another lock: %v %v", ok, err)
+	} else {
+		u()
+	}
+	unlock()
+	u := must(other.Lock(t.Context(), "x"))(t)
+	if _, ok, err := s.TryLock("x"); ok || err != nil {
+		t.Errorf("a lock that is held: %v %v", ok, err)
+	}
+	u()
+	if u, ok, err := s.TryLock("x"); !ok || err != nil {
+		t.Errorf("a free lock: %v %v", ok, err)
+	} else {
+		u()
+	}
+	if len(s.local)+len(other.local) > 0 {
+		t.Error("queues are left")
+	}
+}
+
+// TestPeekRecord: looking at a record is no use of it.
+func TestPeekRecord(t *testing.T) {
+	s := open(t)
+	if err := s.PutRecord("k", "key", []byte("content")); err != nil {
+		t.Fatal(err)
+	}
+	s.age(t, 5*time.Hour)
+	if b, err := s.PeekRecord("k", "key"); err != nil || string(b) != "content" {
+		t.Fatal(b, err)
+	}
+	if err := s.Records("k", func(_ string, used time.Time) error {
+		if time.Since(used) < 4*time.Hour {
+			t.Error("it counts as used")
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.PeekRecord("k", "other"); !errors.Is(err, fs.ErrNotExist) {
+		t.Error(err)
+	}
 }

@@ -25,6 +25,9 @@ type Options struct {
 	// Layers compares what each layer holds besides directories, so that a
 	// step that recorded too much is found although the merged result is right.
 	Layers bool
+	// Meaning leaves out what each builder chooses for itself: the number of
+	// layers, the history, and in the config how the same is said.
+	Meaning bool
 }
 
 // Diff is one difference.
@@ -85,8 +88,11 @@ func Images(a, b v1.Image, o Options) (*Report, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read second image's config: %w", err)
 	}
-	r.configs(ca, cb)
-	r.add("layers", fmt.Sprint(len(la)), fmt.Sprint(len(lb)))
+	r.configs(ca, cb, o.Meaning)
+	if !o.Meaning {
+		r.history(ca, cb)
+		r.add("layers", fmt.Sprint(len(la)), fmt.Sprint(len(lb)))
+	}
 	return r, nil
 }
 

@@ -266,6 +266,36 @@ func TestHistoryAndLayerCount(t *testing.T) {
 	}
 }
 
+func TestMeaning(t *testing.T) {
+	img := func(edit func(*v1.ConfigFile), layers ...[]e) v1.Image {
+		t.Helper()
+		img := imageOf(t, layers...)
+		cf, err := img.ConfigFile()
+		if err != nil {
+			t.Fatal(err)
+		}
+		cf = cf.DeepCopy()
+		edit(cf)
+		if img, err = mutate.ConfigFile(img, cf); err != nil {
+			t.Fatal(err)
+		}
+		return img
+	}
+	a := img(func(c *v1.ConfigFile) {
+		c.Config.Env, c.Config.Hostname, c.Config.WorkingDir = []string{"A=1", "B=2"}, "h", "/"
+		c.History[0].CreatedBy = "y"
+	}, []e{file("f", "x"), file("g", "")})
+	same := img(func(c *v1.ConfigFile) { c.Config.Env = []string{"B=2", "A=1"} }, []e{file("f", "x")}, []e{file("g", "")})
+	if got := diffs(t, a, same, Options{Meaning: true}); got != nil {
+		t.Errorf("the same said in another way differs: %q", got)
+	}
+	other := img(func(c *v1.ConfigFile) { c.Config.Env, c.Config.WorkingDir = []string{"B=2", "A=2"}, "/w" }, []e{file("f", "y"), file("g", "")})
+	want := []string{"/f: content", "config: Env", "config: WorkingDir"}
+	if got := diffs(t, a, other, Options{Meaning: true}); !slices.Equal(got, want) {
+		t.Errorf("%q, want %q", got, want)
+	}
+}
+
 func TestOpenLayout(t *testing.T) {
 	img := imageOf(t, []e{file("f", "x")})
 	dir := t.TempDir()

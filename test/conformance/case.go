@@ -44,12 +44,14 @@ var casesFS embed.FS
 //	add-host: H=IP   --add-host
 //	context: N=REF   a named context; $REGISTRY in it is replaced
 //	pre: FILE        a Dockerfile to build and push first; its image is build argument BASE
+//	serve: DIR       a directory of the context that an http server has at build argument WEB
 //	error: REGEXP    the build must fail with output that matches
 //	code: N          and Kiln with this exit code
 //	kiln-only: WHY   BuildKit is not asked; only for errors
 //	ignore: PATTERN  paths that are not compared
 //	mtime: PATTERN   paths whose modification times are compared
 //	differs: PATTERN a difference that docs/compatibility.md explains, as path.Match over its place
+//	buildah: WHY     buildah is known to make something else of it, or nothing
 //
 // A file setup.sh in it is run in the context by an ordinary user, to make what
 // txtar cannot hold, and then removed. Everything it does not touch is of one
@@ -65,14 +67,17 @@ type Case struct {
 	Hosts    []string
 	Contexts []string
 	Pre      string
+	Serve    string
 	Error    *regexp.Regexp
 	Code     int
 	KilnOnly string
 	Compare  compare.Options
 	Differs  []string
+	Buildah  string
 
-	data  []byte
-	files []txtar.File
+	// question is the case as it is put to a reference: all but what its header says of buildah.
+	question string
+	files    []txtar.File
 }
 
 // Load reads all cases, sorted by name.
@@ -98,9 +103,12 @@ func Load() ([]*Case, error) {
 
 func parse(name string, data []byte) (*Case, error) {
 	a := txtar.Parse(data)
-	c := &Case{Name: name, data: data, files: a.Files}
+	c := &Case{Name: name, files: a.Files}
 	c.Compare.Layers = true
 	for line := range strings.Lines(string(a.Comment)) {
+		if !strings.HasPrefix(line, "buildah:") {
+			c.question += line
+		}
 		line = strings.TrimSpace(line)
 		if line == "" || strings.HasPrefix(line, "#") {
 			continue
@@ -113,6 +121,10 @@ func parse(name string, data []byte) (*Case, error) {
 			return nil, err
 		}
 	}
+	if c.Serve != "" {
+		c.Args = append(c.Args, "WEB="+c.webURL())
+	}
+	c.question += string(data[len(a.Comment):])
 	if c.KilnOnly != "" && c.Error == nil {
 		return nil, errors.New("kiln-only without error: nothing would be tested")
 	}
@@ -125,7 +137,8 @@ func (c *Case) set(k, v string) (err error) {
 		"ignore": &c.Compare.Ignore, "mtime": &c.Compare.Mtime, "differs": &c.Differs,
 	}
 	words := map[string]*string{
-		"file": &c.File, "target": &c.Target, "platform": &c.Platform, "network": &c.Network, "pre": &c.Pre, "kiln-only": &c.KilnOnly,
+		"file": &c.File, "target": &c.Target, "platform": &c.Platform, "network": &c.Network, "pre": &c.Pre, "serve": &c.Serve, "kiln-only": &c.KilnOnly,
+		"buildah": &c.Buildah,
 	}
 	switch {
 	case lists[k] != nil:
@@ -142,10 +155,10 @@ func (c *Case) set(k, v string) (err error) {
 	return err
 }
 
-// key names the oracle's answer: it depends on the case and what it is built from.
+// key names a reference's answer: it depends on the case and what it is built from.
 func (c *Case) key(salt string) string {
 	h := sha256.New()
-	for _, s := range []string{salt, c.Name, string(c.data)} {
+	for _, s := range []string{salt, c.Name, c.question} {
 		fmt.Fprintf(h, "%d:%s", len(s), s)
 	}
 	return fmt.Sprintf("%x", h.Sum(nil))

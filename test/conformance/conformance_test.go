@@ -10,7 +10,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -28,32 +27,33 @@ func TestCasesLoad(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(all) < 60 {
-		t.Errorf("only %d cases", len(all))
+	images := 0
+	for _, c := range all {
+		if c.Error == nil && c.Buildah == "" {
+			images++
+		}
+	}
+	if len(all) < 120 || images < 60 {
+		t.Errorf("only %d cases, of which %d are to be the same image from buildah", len(all), images)
 	}
 	work := openDir(t)
 	for _, c := range all {
 		if err := c.Write(filepath.Join(work, c.Name)); err != nil {
 			t.Errorf("%s: %v", c.Name, err)
 		}
-		if _, err := parse(c.Name, append([]byte("nonsense: x\n"), c.data...)); err == nil {
+		if _, err := parse(c.Name, []byte("nonsense: x\n"+c.question)); err == nil {
 			t.Errorf("%s: an unknown header key is accepted", c.Name)
 		}
 	}
 }
 
-// builder is what is tested: it builds a case and pushes it to ref, and
-// returns its output and exit code.
-type builder interface {
-	build(ctx context.Context, c *Case, ctxDir, ref string) (out string, code int, err error)
-}
-
-// TestConformance builds every case with Kiln and BuildKit. It runs when
-// KILN_CONFORMANCE is set ("oracle": ask BuildKit only, to fill the cache;
-// "self": test BuildKit against itself, which finds cases whose outcome is not
-// the same twice).
-// BuildKit's answers are kept, so only the first run takes root and its time.
-// KILN names another binary to test.
+// TestConformance builds every case with Kiln, and compares it with what BuildKit
+// and buildah make of it. It runs when KILN_CONFORMANCE is set ("oracle": ask
+// those two only, to fill the cache; "self": test BuildKit against itself, which finds
+// cases whose outcome is not the same twice).
+// Their answers are kept, so only the first run takes root and its time.
+// KILN names another binary to test; KILN_BUILDAH=off is for machines without
+// Debian 12's buildah.
 func TestConformance(t *testing.T) {
 	mode := os.Getenv("KILN_CONFORMANCE")
 	if mode == "" {
@@ -66,16 +66,20 @@ func TestConformance(t *testing.T) {
 		t.Fatal(err)
 	}
 	b := newBed(ctx, t)
-	b.askAll(ctx, t, cases)
+	b.askBuildKit(ctx, t, cases)
+	if b.buildah != nil {
+		b.askBuildah(ctx, t, cases)
+	}
 	if mode == "oracle" {
 		return
 	}
 	var k builder
 	if mode == "self" {
-		k = b.buildkit(ctx, t)
+		k = b.anotherBuildKit(ctx, t)
 	} else {
 		k = b.kiln(ctx, t)
 	}
+	t.Cleanup(func() { t.Log(b.tally.String()) })
 	slots := make(chan struct{}, parallel())
 	for _, c := range cases {
 		t.Run(c.Name, func(t *testing.T) {
@@ -108,11 +112,14 @@ func openDir(t *testing.T) string {
 	return dir
 }
 
-// bed is what all cases share: a registry with the base images, the oracle.
+// bed is what all cases share: a registry with the base images, the two references' answers.
 type bed struct {
-	work   string
-	host   string
-	oracle *oracle
+	work     string
+	host     string
+	buildkit *reference
+	buildah  *reference // nil if it was not wanted
+	web      *web
+	tally    tally
 }
 
 func newBed(ctx context.Context, t *testing.T) *bed {
@@ -131,7 +138,7 @@ func newBed(ctx context.Context, t *testing.T) *bed {
 	if err := set.Ensure(ctx); err != nil && !errors.Is(err, baseimages.ErrMissing) {
 		t.Fatal(err)
 	}
-	salt := "3/" + refbuild.Version
+	bases := ""
 	for _, n := range []string{"library/debian:bookworm", "library/busybox:latest"} {
 		img, err := set.Image(n)
 		if err != nil {
@@ -141,61 +148,89 @@ func newBed(ctx context.Context, t *testing.T) *bed {
 		if err != nil {
 			t.Fatal(err)
 		}
-		salt += "/" + d.String()
+		bases += "/" + d.String()
 		if err := set.Push(ctx, reg.Host, n); err != nil {
 			t.Fatal(err)
 		}
 	}
-	o := &oracle{dir: filepath.Join(cache, "oracle"), salt: salt, host: reg.Host}
-	return &bed{work: work, host: reg.Host, oracle: o}
+	b := &bed{work: work, host: reg.Host, web: startWeb(t)}
+	b.buildkit = &reference{name: "BuildKit", salt: "3/" + refbuild.Version + bases, answers: refbuild.Answers(filepath.Join(cache, "oracle"))}
+	if os.Getenv("KILN_BUILDAH") != "off" {
+		b.buildah = &reference{name: "buildah", salt: "1/" + refbuild.BuildahVersion + bases, answers: refbuild.Answers(filepath.Join(cache, "buildah"))}
+	}
+	return b
 }
 
-// askAll asks BuildKit for what is not kept, four cases at a time.
-func (b *bed) askAll(ctx context.Context, t *testing.T, cases []*Case) {
+// askBuildKit asks BuildKit for what is not kept.
+func (b *bed) askBuildKit(ctx context.Context, t *testing.T, cases []*Case) {
+	t.Helper()
+	cases = slices.DeleteFunc(slices.Clone(cases), func(c *Case) bool { return c.KilnOnly != "" })
+	b.ask(ctx, t, b.buildkit, cases, func() (builder, func() error, error) {
+		d, err := refbuild.Start(ctx, filepath.Join(b.work, "buildkit"), b.host)
+		if err != nil {
+			return nil, nil, err
+		}
+		return &buildkit{daemon: d, host: b.host}, d.Stop, nil
+	})
+	for _, c := range cases {
+		switch a, err := b.buildkit.kept(c); {
+		case err != nil:
+			t.Errorf("%s: %v", c.Name, err)
+		case a == nil: // said before
+		case a.Image == nil && c.Error == nil:
+			t.Errorf("%s: BuildKit cannot build it:\n%s", c.Name, a.Log)
+		case a.Image != nil && c.Error != nil:
+			t.Errorf("%s: BuildKit builds what is meant to fail", c.Name)
+		}
+	}
+}
+
+// askBuildah asks buildah for what is not kept.
+func (b *bed) askBuildah(ctx context.Context, t *testing.T, cases []*Case) {
+	t.Helper()
+	b.ask(ctx, t, b.buildah, cases, func() (builder, func() error, error) {
+		s, err := refbuild.OpenBuildah(ctx, string(b.buildah.answers), b.host)
+		if err != nil {
+			return nil, nil, err
+		}
+		return &buildah{Buildah: s, host: b.host}, s.Close, nil
+	})
+}
+
+// ask starts a builder if there is a case that no answer is kept for, and asks
+// it for those, four at a time.
+func (b *bed) ask(ctx context.Context, t *testing.T, o *reference, cases []*Case, start func() (builder, func() error, error)) {
 	t.Helper()
 	var ask []*Case
 	for _, c := range cases {
-		if c.KilnOnly != "" {
-			continue
-		}
-		if a, err := b.oracle.kept(c); err != nil || a == nil {
+		if a, err := o.kept(c); err != nil || a == nil {
 			ask = append(ask, c)
 		}
 	}
 	if len(ask) == 0 {
 		return
 	}
-	t.Logf("asking BuildKit for %d of %d cases", len(ask), len(cases))
-	d, err := refbuild.Start(ctx, filepath.Join(b.work, "buildkit"), b.host)
+	began := time.Now()
+	from, stop, err := start()
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer func() {
-		if err := d.Stop(); err != nil {
+		if err := stop(); err != nil {
 			t.Error(err)
 		}
 	}()
-	b.oracle.daemon = d
 	var g errgroup.Group
 	g.SetLimit(4)
-	var mu sync.Mutex
 	for _, c := range ask {
 		g.Go(func() error {
-			dir := filepath.Join(b.work, "oracle", c.Name)
-			err := c.Write(dir)
-			var a *answer
-			if err == nil {
-				a, err = b.oracle.ask(ctx, c, dir)
+			dir := filepath.Join(b.work, o.name, c.Name)
+			if err := c.Write(dir); err != nil {
+				return fmt.Errorf("write %s: %w", c.Name, err)
 			}
-			mu.Lock()
-			defer mu.Unlock()
-			switch {
-			case err != nil:
-				t.Errorf("%s: %v", c.Name, err)
-			case a.image == nil && c.Error == nil:
-				t.Errorf("%s: BuildKit cannot build it:\n%s", c.Name, a.log)
-			case a.image != nil && c.Error != nil:
-				t.Errorf("%s: BuildKit builds what is meant to fail", c.Name)
+			b.web.serve(c, dir)
+			if err := o.ask(ctx, from, c, dir, b.host+"/"+strings.ToLower(o.name)+"/"+c.Name); err != nil {
+				t.Error(err)
 			}
 			return nil
 		})
@@ -203,10 +238,11 @@ func (b *bed) askAll(ctx context.Context, t *testing.T, cases []*Case) {
 	if err := g.Wait(); err != nil {
 		t.Fatal(err)
 	}
+	t.Logf("asked %s for %d of %d cases in %.0f s", o.name, len(ask), len(cases), time.Since(began).Seconds())
 }
 
-// buildkit is another BuildKit, with the cache directory of its own.
-func (b *bed) buildkit(ctx context.Context, t *testing.T) *oracle {
+// anotherBuildKit has the cache directory of its own.
+func (b *bed) anotherBuildKit(ctx context.Context, t *testing.T) *buildkit {
 	t.Helper()
 	d, err := refbuild.Start(ctx, filepath.Join(b.work, "buildkit-self"), b.host)
 	if err != nil {
@@ -217,7 +253,7 @@ func (b *bed) buildkit(ctx context.Context, t *testing.T) *oracle {
 			t.Error(err)
 		}
 	})
-	return &oracle{daemon: d, host: b.host}
+	return &buildkit{daemon: d, host: b.host}
 }
 
 func (b *bed) kiln(ctx context.Context, t *testing.T) *kiln {
@@ -230,13 +266,14 @@ func (b *bed) kiln(ctx context.Context, t *testing.T) *kiln {
 }
 
 func check(ctx context.Context, t *testing.T, b *bed, k builder, c *Case) {
-	if _, ok := k.(*oracle); ok && c.KilnOnly != "" {
+	if _, ok := k.(*buildkit); ok && c.KilnOnly != "" {
 		t.Skip(c.KilnOnly)
 	}
 	dir := filepath.Join(b.work, "context", c.Name)
 	if err := c.Write(dir); err != nil {
 		t.Fatal(err)
 	}
+	b.web.serve(c, dir)
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
 	defer cancel()
 	ref := b.host + "/kiln/" + c.Name
@@ -257,6 +294,7 @@ func check(ctx context.Context, t *testing.T, b *bed, k builder, c *Case) {
 		if _, err := compare.Open(ref); err == nil {
 			t.Error("a failed build pushed its tag")
 		}
+		b.secondOpinion(t, c, nil)
 		return
 	}
 	if code != 0 {
@@ -266,15 +304,16 @@ func check(ctx context.Context, t *testing.T, b *bed, k builder, c *Case) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want, err := b.oracle.kept(c)
-	if err != nil || want == nil || want.image == nil {
+	want, err := b.buildkit.kept(c)
+	if err != nil || want == nil || want.Image == nil {
 		t.Fatalf("no answer of BuildKit: %v", err)
 	}
-	r, err := compare.Images(want.image, got, c.Compare)
+	r, err := compare.Images(want.Image, got, c.Compare)
 	if err != nil {
 		t.Fatal(err)
 	}
 	report(t, c, r)
+	b.secondOpinion(t, c, got)
 }
 
 // report fails the test with every difference that is not accounted for.

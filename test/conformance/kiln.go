@@ -29,7 +29,13 @@ func (k *kiln) build(ctx context.Context, c *Case, ctxDir, ref string) (string, 
 }
 
 func (k *kiln) arguments(c *Case, ctxDir string) []string {
-	args := []string{"build", "--progress", "plain", "--push", "--insecure-registry", k.host, "--build-arg", "REGISTRY=" + k.host}
+	args := []string{"build", "--progress", "plain", "--push", "--insecure-registry", k.host}
+	return append(args, c.flags(k.host, ctxDir)...)
+}
+
+// flags is what a case asks for on a command line like docker build's.
+func (c *Case) flags(host, ctxDir string) []string {
+	args := []string{"--build-arg", "REGISTRY=" + host}
 	if c.File != "" {
 		args = append(args, "-f", filepath.Join(ctxDir, c.File))
 	}
@@ -45,7 +51,7 @@ func (k *kiln) arguments(c *Case, ctxDir string) []string {
 		args = append(args, "--add-host", strings.Replace(h, "=", ":", 1))
 	}
 	for _, x := range c.Contexts {
-		args = append(args, "--build-context", strings.ReplaceAll(x, "$REGISTRY", k.host))
+		args = append(args, "--build-context", strings.ReplaceAll(x, "$REGISTRY", host))
 	}
 	if c.Platform != "" {
 		args = append(args, "--platform", c.Platform)

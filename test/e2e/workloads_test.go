@@ -39,7 +39,8 @@ func TestUnprivilegedReallyIs(t *testing.T) {
 }
 
 // TestWorkloads builds and pushes W1 to W7, builds each again unchanged, which
-// must execute and upload nothing, and reads every pushed layer back.
+// must execute and upload nothing, reads every pushed layer back, and compares
+// with buildah's image.
 func TestWorkloads(t *testing.T) {
 	guard(t)
 	for _, w := range workloads.All() {
@@ -65,6 +66,7 @@ func TestWorkloads(t *testing.T) {
 			for _, p := range r.ProblemsB {
 				t.Error(p)
 			}
+			secondOpinion(t, bed, w, dir, first)
 			ref, out := bed.Build(t, dir, w.Name)
 			second, err := compare.Open(ref)
 			if err != nil {
@@ -179,47 +181,4 @@ func oneStep(t *testing.T, bed *kilnrun.Bed) string {
 		t.Fatal(err)
 	}
 	return dir
-}
-
-// TestNoHelpersTouched traces a build: no setuid program, no /dev/fuse, no user
-// namespace, no mount, no chroot.
-func TestNoHelpersTouched(t *testing.T) {
-	guard(t)
-	strace, err := exec.LookPath("strace")
-	if err != nil {
-		t.Skip("no strace: scripts/deps.sh e2e, as root")
-	}
-	bed := kilnrun.Open(t, "library/busybox:latest")
-	dir := oneStep(t, bed)
-	log := filepath.Join(bed.Dir, "trace")
-	cmd := bed.Command(t.Context(), "build", "--progress", "plain", "--push", "--insecure-registry", bed.Host, "-t", bed.Host+"/traced", dir)
-	cmd.Path = strace
-	cmd.Args = append([]string{
-		"strace", "-f", "-qq", "-o", log, "-e", "trace=execve,unshare,setns,mount,umount2,chroot,pivot_root,fsopen,move_mount,clone,openat,open",
-	}, cmd.Args...)
-	out, err := cmd.CombinedOutput()
-	trace, rerr := os.ReadFile(log)
-	if rerr != nil {
-		t.Fatal(rerr)
-	}
-	if err != nil {
-		// The sentry traces its guests itself, which cannot be done twice; what
-		// follows its start is TestNoNamespaceTouched's.
-		t.Logf("under strace the build ends with %v: %s", err, tail(out))
-	}
-	started := false
-	for line := range strings.Lines(string(trace)) {
-		switch {
-		case strings.Contains(line, fmt.Sprintf("execve(%q", bed.Bin)):
-			started = true // before that it is unpriv, which mounts
-		case !started:
-		case strings.Contains(line, "CLONE_NEW"), regexp.MustCompile(`\b(unshare|setns|mount|umount2|chroot|pivot_root|fsopen|move_mount)\(`).MatchString(line):
-			t.Errorf("privileged call: %s", line)
-		case strings.Contains(line, "/dev/fuse"), strings.Contains(line, "newuidmap"), strings.Contains(line, "newgidmap"):
-			t.Errorf("helper: %s", line)
-		}
-	}
-	if !started {
-		t.Error("the trace does not show the builder")
-	}
 }

@@ -70,7 +70,7 @@ type place struct {
 
 func (p place) open(st *store.Store) *remote.Cache {
 	p.t.Helper()
-	opt := remote.Options{Spec: p.spec, Store: st, Compression: layer.Gzip, Now: p.now}
+	opt := remote.Options{Store: st, Now: p.now}
 	if p.warn != nil {
 		opt.Progress = progress.NewRecorder(p.warn)
 	}
@@ -84,6 +84,7 @@ func (p place) open(st *store.Store) *remote.Cache {
 	if err != nil {
 		p.t.Fatal(err)
 	}
+	c.Write(remote.Writing{Spec: p.spec, Compression: layer.Gzip})
 	return c
 }
 
@@ -187,7 +188,8 @@ func (i *inline) push(ctx context.Context, reg *registry.Client, st *store.Store
 	if err := p.Manifests(ctx, []*image.Image{img}, false); err != nil {
 		return err
 	}
-	return p.Tag(ctx, img.Manifest, img.RawManifest)
+	_, err = p.Tag(ctx, img.Manifest, img.RawManifest)
+	return err
 }
 
 func TestInline(t *testing.T) {

@@ -55,8 +55,9 @@ func OpenDirectory(f image.Fetcher, spec cache.Spec, opt Options) (*Cache, error
 	if err != nil {
 		return nil, err
 	}
-	opt.Name, opt.Spec = dir, spec
-	c := New(&layout{dir: dir, tag: spec.Tag, manifest: spec.Digest, store: opt.Store, fetcher: image.Tracking(f)}, opt)
+	opt.Name = dir
+	f = image.Tracking(f)
+	c := New(&layout{dir: dir, tag: spec.Tag, manifest: spec.Digest, store: opt.Store, fetcher: f}, f, opt)
 	c.exclusive = true
 	return c, nil
 }

@@ -1,6 +1,7 @@
 package remote
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -14,6 +15,7 @@ import (
 	"github.com/kiln-build/kiln/internal/cache"
 	"github.com/kiln-build/kiln/internal/diag"
 	"github.com/kiln-build/kiln/internal/image"
+	"github.com/kiln-build/kiln/internal/layer"
 )
 
 // send is a layer on its way to where the cache lies.
@@ -50,22 +52,15 @@ func (c *Cache) begin(ctx context.Context, l image.Layer) {
 		s.layer, s.err = c.send(ctx, l)
 		<-c.slots
 		var lost *image.LostError
-		if s.err != nil && !errors.As(s.err, &lost) && c.opt.Fail != nil {
-			c.opt.Fail(s.err)
+		if s.err != nil && !errors.As(s.err, &lost) && c.writing.Fail != nil {
+			c.writing.Fail(s.err)
 		}
 	}()
 }
 
 // send compresses a layer, unless it has been, and puts it where the cache lies.
 func (c *Cache) send(ctx context.Context, l image.Layer) (image.Layer, error) {
-	pack, comp := image.Pack, c.opt.Compression
-	if c.opt.Spec.Compression != "" {
-		comp = c.opt.Spec.Compression
-	}
-	if c.opt.Spec.Force {
-		pack = image.Repack
-	}
-	packed, err := pack(ctx, c.opt.Store, l, comp, c.opt.Spec.Level)
+	packed, err := c.pack(ctx, l)
 	if err != nil {
 		return l, err
 	}
@@ -75,11 +70,30 @@ func (c *Cache) send(ctx context.Context, l image.Layer) (image.Layer, error) {
 	return packed, c.storage.Put(ctx, packed)
 }
 
+// pack gives a layer its blob: the image's, if it has the same compression. One from
+// another cache keeps the blob it has there, unless the compression is insisted on.
+func (c *Cache) pack(ctx context.Context, l image.Layer) (image.Layer, error) {
+	comp, level := c.writing.Compression, c.writing.Level
+	if sp := c.writing.Spec; sp.Compression != "" || sp.Level != 0 {
+		comp, level = cmp.Or(sp.Compression, comp), sp.Level
+	}
+	if l.Origin == "" || l.Blob.Digest == "" {
+		return image.PackNew(ctx, c.opt.Store, l, comp, level)
+	}
+	if !c.writing.Spec.Force || l.Blob.MediaType == layer.MediaType(comp) {
+		return l, nil
+	}
+	if err := image.Fetch(ctx, c.opt.Store, l, c.fetcher); err != nil {
+		return l, err
+	}
+	return image.PackNew(ctx, c.opt.Store, l, comp, level)
+}
+
 // listed reports whether the cache, as it was read, has the blob.
 func (c *Cache) listed(d digest.Digest) bool {
 	c.loading.Lock()
 	defer c.loading.Unlock()
-	if c.loaded == nil || c.loaded.kind != kindCache || c.bad[d] {
+	if c.loaded == nil || c.loaded.kind != kindCache || c.doubted {
 		return false
 	}
 	return slices.ContainsFunc(c.loaded.layers, func(l image.Layer) bool { return l.Blob.Digest == d })
@@ -98,7 +112,7 @@ func (c *Cache) Flush(ctx context.Context) error {
 	if err != nil {
 		err = fmt.Errorf("write cache %s: %w", c.opt.Name, err)
 	}
-	if c.opt.Spec.IgnoreError && err != nil && ctx.Err() == nil {
+	if c.writing.Spec.IgnoreError && err != nil && ctx.Err() == nil {
 		c.opt.Progress.Warn(err.Error())
 		step.Done(nil)
 		return nil
@@ -126,7 +140,7 @@ func (c *Cache) flush(ctx context.Context) error {
 				return err
 			}
 		}
-		next, changed := merge(known, mine, c.opt.Now(), c.opt.Spec.Bounds, replace)
+		next, changed := merge(known, mine, c.opt.Now(), c.writing.Spec.Bounds, replace)
 		if !changed {
 			return nil
 		}

@@ -48,14 +48,14 @@ type InlineResult struct {
 
 // EncodeInline makes the field of an image's config from the records of those
 // operations whose layers the image has. computed are the layers as the
-// operations made them, final as the image has them: with nothing younger than
-// epoch, if there is one. It asks no clock.
+// operations made them, final as the image has them; nothing is said to have been
+// made after epoch, if there is one. It asks no clock.
 func EncodeInline(results []InlineResult, computed, final []image.Layer, epoch *time.Time) (json.RawMessage, error) {
 	d := inlineDocument{Layers: []inlineLayer{}, Records: []inlineRecord{}}
 	for _, l := range final {
 		var n inlineLayer
 		if l.Built() {
-			n = inlineLayer{Created: notAfter(l.Created, epoch), Newest: notAfter(l.Newest, epoch)}
+			n = inlineLayer{Created: notAfter(l.Created, epoch), Newest: l.Newest}
 		}
 		d.Layers = append(d.Layers, n)
 	}

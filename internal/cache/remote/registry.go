@@ -36,14 +36,15 @@ func OpenRegistry(reg *registry.Client, f image.Fetcher, ref string, opt Options
 		return nil, err
 	}
 	opt.Name = ref
+	f = image.Tracking(f)
 	t := &tagged{ref: ref, repo: repo, reg: reg}
 	var once sync.Once
 	var push *export.Push
 	t.open = func(ctx context.Context) (*export.Push, error) {
-		once.Do(func() { push, err = export.OpenPush(ctx, reg, opt.Store, image.Tracking(f), ref, opt.Progress) })
+		once.Do(func() { push, err = export.OpenPush(ctx, reg, opt.Store, f, ref, opt.Progress) })
 		return push, err
 	}
-	return New(t, opt), nil
+	return New(t, f, opt), nil
 }
 
 // Origin implements Storage.
@@ -82,15 +83,15 @@ func (t *tagged) Replace(ctx context.Context, old digest.Digest, config, manifes
 	if err := p.Blob(ctx, MediaType, config); err != nil {
 		return false, err
 	}
-	now, err := t.reg.Digest(ctx, t.ref)
+	now, err := t.reg.Current(ctx, t.ref)
 	if registry.NotFound(err) {
-		now, err = ocispec.Descriptor{}, nil
+		now, err = "", nil
 	}
-	if err != nil || now.Digest != old {
+	if err != nil || now != old {
 		return false, err
 	}
 	d := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: digest.FromBytes(manifest), Size: int64(len(manifest))}
-	err = p.Tag(ctx, d, manifest)
+	_, err = p.Tag(ctx, d, manifest)
 	if registry.Unknown(err) {
 		err = errors.Join(errLost, err)
 	}

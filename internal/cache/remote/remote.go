@@ -60,27 +60,34 @@ const (
 // Options are what a Cache works with.
 type Options struct {
 	Name     string // of the cache, for people
-	Spec     cache.Spec
 	Store    *store.Store
 	Progress *progress.Recorder
-	// Compression of new layers, if Spec does not say.
+	Now      func() time.Time // nil: time.Now
+}
+
+// Writing says how a cache is written.
+type Writing struct {
+	Spec cache.Spec // of --cache-to
+	// Compression and Level of new layers, if Spec does not say: the image's.
 	Compression layer.Compression
+	Level       int // 0: the compression's default
 	// Fail is told at once that a layer could not be written. May be nil.
 	Fail func(error)
-	Now  func() time.Time // nil: time.Now
 }
 
 // Cache is one cache in a Storage. It implements cache.Index: what was saved
 // is there for others after Flush.
 type Cache struct {
 	opt     Options
+	writing Writing
 	storage Storage
+	fetcher image.Fetcher
 	// exclusive: Replace keeps writers apart, so that nothing that was written is lost.
 	exclusive bool
 
 	loading sync.Mutex
-	loaded  *contents              // nil: not yet
-	bad     map[digest.Digest]bool // blobs that turned out not to be there
+	loaded  *contents // nil: not yet
+	doubted bool      // something that it has turned out not to be there
 
 	mu    sync.Mutex
 	saved map[digest.Digest]cache.Record
@@ -92,18 +99,22 @@ type Cache struct {
 // parallelSends is how many layers are compressed and sent at once.
 const parallelSends = 4
 
-// New returns the cache in s. Nothing is read or written yet.
-func New(s Storage, opt Options) *Cache {
+// New returns the cache in s. f fetches layers that the store lacks. Nothing is read or
+// written yet.
+func New(s Storage, f image.Fetcher, opt Options) *Cache {
 	if opt.Now == nil {
 		opt.Now = time.Now
 	}
 	return &Cache{
-		opt: opt, storage: s, slots: make(chan struct{}, parallelSends),
-		saved: map[digest.Digest]cache.Record{}, sends: map[digest.Digest]*send{}, bad: map[digest.Digest]bool{},
+		opt: opt, storage: s, fetcher: f, slots: make(chan struct{}, parallelSends),
+		saved: map[digest.Digest]cache.Record{}, sends: map[digest.Digest]*send{},
 	}
 }
 
 var _ cache.Index = (*Cache)(nil)
+
+// Write says how the cache is written, before anything is saved.
+func (c *Cache) Write(w Writing) { c.writing = w }
 
 // Lookup implements cache.Reader. The cache is read at the first call; that it
 // cannot be read is a warning, once. The only error is ctx's.
@@ -182,12 +193,12 @@ func (c *Cache) Save(ctx context.Context, key digest.Digest, r cache.Record) err
 	return nil
 }
 
-// Distrust says that a layer's blob is not there, or damaged, whatever the cache's
-// manifest says. If the layer is saved again, it is sent again.
-func (c *Cache) Distrust(l image.Layer) {
+// Doubt says that a layer could not be had. If it is this cache's, whatever is saved is
+// looked at where the cache lies, and sent again if it is not there as it should be.
+func (c *Cache) Doubt(l image.Layer) {
 	c.loading.Lock()
 	defer c.loading.Unlock()
-	c.bad[l.Blob.Digest] = true
+	c.doubted = c.doubted || l.Origin == c.storage.Origin()
 }
 
 // Close waits for what is under way.

@@ -19,7 +19,7 @@ import (
 	"github.com/kiln-build/kiln/internal/engine/llb"
 	"github.com/kiln-build/kiln/internal/frontend"
 	"github.com/kiln-build/kiln/internal/image"
-	"github.com/kiln-build/kiln/internal/tree"
+	"github.com/kiln-build/kiln/internal/source"
 	"github.com/kiln-build/kiln/internal/tree/memtree"
 )
 
@@ -53,7 +53,7 @@ func input(dockerfile string) frontend.Input {
 		Filename: "Dockerfile", Platforms: []ocispec.Platform{{OS: "linux", Architecture: "amd64"}},
 		BuildArgs:     map[string]string{"HTTP_PROXY": "http://proxy.example:3128", "BUILDPLATFORM": "linux/amd64"},
 		NamedContexts: map[string]string{"base": "docker-image://alpine:3", "files": "local:named-files"},
-		Trees: map[string]tree.Tree{
+		Contexts: source.Trees{
 			frontend.ContextName:    memtree.New(files),
 			frontend.DockerfileName: memtree.New(map[string]memtree.File{"Dockerfile": {Data: dockerfile}}),
 			"named-files":           memtree.New(map[string]memtree.File{"x": {}}),
@@ -201,8 +201,11 @@ func TestHostileGraphs(t *testing.T) {
 		"two roots":                    {src, exec(&pb.ExecOp{Meta: meta, Mounts: []*pb.Mount{{Dest: "/"}, {Dest: "/"}}}, in...)},
 		"root is an input that is not": {src, exec(&pb.ExecOp{Meta: meta, Mounts: []*pb.Mount{{Dest: "/", Input: 7}}}, in...)},
 		"root is 0 of none":            {exec(&pb.ExecOp{Meta: meta, Mounts: root})},
-		"second output":                {src, exec(&pb.ExecOp{Meta: meta, Mounts: []*pb.Mount{{Dest: "/", Output: 1}}}, in...)},
-		"control group":                {src, exec(&pb.ExecOp{Meta: &pb.Meta{Args: []string{"a"}, CgroupParent: "x"}, Mounts: root}, in...)},
+		"no result":                    {src, exec(&pb.ExecOp{Meta: meta, Mounts: []*pb.Mount{{Dest: "/", Output: -1}}}, in...)},
+		"an unknown limit":             {src, exec(&pb.ExecOp{Meta: &pb.Meta{Args: []string{"a"}, Ulimit: []*pb.Ulimit{{Name: "x"}}}, Mounts: root}, in...)},
+		"an impossible limit":          {src, exec(&pb.ExecOp{Meta: &pb.Meta{Args: []string{"a"}, Ulimit: []*pb.Ulimit{{Name: "nofile", Soft: 2, Hard: 1}}}, Mounts: root}, in...)},
+		"an unknown network":           {src, exec(&pb.ExecOp{Meta: meta, Mounts: root, Network: 9}, in...)},
+		"a secret without a name":      {src, exec(&pb.ExecOp{Meta: meta, Mounts: root, Secretenv: []*pb.SecretEnv{{ID: "x"}}}, in...)},
 		"an empty operation":           {src, {Inputs: in}, {Inputs: in}},
 		"no file actions":              {src, file()},
 		"no file result":               {src, file(mkdir(0, -1))},
@@ -218,12 +221,21 @@ func TestHostileGraphs(t *testing.T) {
 		"merge of fewer inputs":        {src, {Op: &pb.Op_Merge{Merge: &pb.MergeOp{Inputs: []*pb.MergeInput{{Input: 0}}}}, Inputs: append(in, in...)}},
 		"missing input":                {file(mkdir(0, 0))},
 		"second output of an input":    {src, {Op: &pb.Op_Merge{Merge: &pb.MergeOp{}}, Inputs: []*pb.Input{{Digest: in[0].Digest, Index: 1}}}},
-		"diff":                         {src, {Op: &pb.Op_Diff{Diff: &pb.DiffOp{}}, Inputs: in}},
-		"source of no kind":            {{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "x"}}}},
-		"source of unknown kind":       {{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "x://y"}}}},
-		"layout without digest":        {{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "oci-layout://y"}}}},
-		"patterns that are no JSON":    {{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "local://y", Attrs: map[string]string{pb.AttrExcludePatterns: "x"}}}}},
-		"a limit on layers":            {{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "docker-image://y", Attrs: map[string]string{pb.AttrImageLayerLimit: "1"}}}}},
+		"diff of one":                  {src, {Op: &pb.Op_Diff{Diff: &pb.DiffOp{}}, Inputs: in}},
+		"diff of what is not": {src, {Op: &pb.Op_Diff{Diff: &pb.DiffOp{
+			Lower: &pb.LowerDiffInput{Input: -1}, Upper: &pb.UpperDiffInput{Input: 7},
+		}}, Inputs: in}},
+		"source of no kind":          {{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "x"}}}},
+		"checksum that is none":      {{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "https://y", Attrs: map[string]string{pb.AttrHTTPChecksum: "x"}}}}},
+		"signature of a file":        {{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "https://y", Attrs: map[string]string{pb.AttrHTTPSignatureVerify: "x"}}}}},
+		"signature of a commit":      {{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "git://h/y", Attrs: map[string]string{pb.AttrGitSignatureVerifyPubKey: "x"}}}}},
+		"git option as a ref":        {{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "git://h/y#--upload-pack=x"}}}},
+		"git option as a repository": {{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "git://h/y", Attrs: map[string]string{pb.AttrFullRemoteURL: "--upload-pack=x"}}}}},
+		"local git repository":       {{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "git://h/y", Attrs: map[string]string{pb.AttrFullRemoteURL: "file:///etc"}}}}},
+		"source of unknown kind":     {{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "x://y"}}}},
+		"layout without digest":      {{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "oci-layout://y"}}}},
+		"patterns that are no JSON":  {{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "local://y", Attrs: map[string]string{pb.AttrExcludePatterns: "x"}}}}},
+		"a limit on layers":          {{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "docker-image://y", Attrs: map[string]string{pb.AttrImageLayerLimit: "1"}}}}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if g, err := llb.Decode(definition(t, ops...)); err == nil {
@@ -257,7 +269,7 @@ func must(b []byte, err error) []byte {
 
 // TestHostileSourceMap: places that there are not do no harm.
 func TestHostileSourceMap(t *testing.T) {
-	src := &pb.Op{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "git://x"}}}
+	src := &pb.Op{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "nosuch://x"}}}
 	def := definition(t, src)
 	at := func(i int32, rs ...*pb.Range) *pb.Locations {
 		return &pb.Locations{Locations: []*pb.Location{{SourceIndex: i, Ranges: rs}}}

@@ -4,7 +4,6 @@
 package llb
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"regexp"
@@ -17,6 +16,8 @@ import (
 
 	"github.com/kiln-build/kiln/internal/diag"
 	"github.com/kiln-build/kiln/internal/engine"
+	"github.com/kiln-build/kiln/internal/progress"
+	"github.com/kiln-build/kiln/internal/source"
 )
 
 // Bounds of a graph. BuildKit's own clients stay far below: a Dockerfile has a few
@@ -69,11 +70,18 @@ type decoder struct {
 }
 
 func (d *decoder) input(in *pb.Input) (engine.Input, error) {
-	if in.Index != 0 {
-		return engine.Input{}, errors.New("decode build graph: operations with several results are not supported")
-	}
 	op, err := d.op(in.Digest)
-	return engine.Input{Op: op}, err
+	if err != nil {
+		return engine.Input{}, err
+	}
+	results := 1
+	if x, ok := op.Do.(*engine.Exec); ok {
+		results = x.NumResults()
+	}
+	if in.Index < 0 || in.Index >= int64(results) {
+		return engine.Input{}, fmt.Errorf("decode build graph: result %d of an operation that has %d", in.Index, results)
+	}
+	return engine.Input{Op: op, Index: int(in.Index)}, nil
 }
 
 // op decodes an operation after its inputs. They cannot be a cycle: each names its
@@ -89,7 +97,7 @@ func (d *decoder) op(dgst string) (*engine.Op, error) {
 	if len(raw.Inputs) > maxInputs {
 		return nil, fmt.Errorf("decode build graph: an operation has %d inputs: more than %d are refused", len(raw.Inputs), maxInputs)
 	}
-	op := &engine.Op{At: d.location(dgst)}
+	op := &engine.Op{Digest: digest.Digest(dgst), At: d.location(dgst)}
 	d.describe(op, dgst)
 	for _, in := range raw.Inputs {
 		i, err := d.input(in)
@@ -100,10 +108,18 @@ func (d *decoder) op(dgst string) (*engine.Op, error) {
 			}
 			return nil, err
 		}
+		if r, ok := i.Op.Do.(*engine.Remote); ok && r != nil && i.Op.At == nil {
+			i.Op.At = op.At
+		}
 		op.Inputs = append(op.Inputs, i)
 	}
 	var err error
-	if op.Do, err = d.operation(raw, op); err != nil {
+	if d.def.Metadata[dgst].GetLinuxResources() != nil {
+		err = errors.New("limits of memory and CPU for a step are not supported: steps have no control group of their own")
+	} else {
+		op.Do, err = d.operation(raw, op)
+	}
+	if err != nil {
 		return nil, &diag.Error{Err: err, At: op.At, Code: diag.ExitDockerfile}
 	}
 	d.ops[dgst] = op
@@ -120,8 +136,11 @@ func (d *decoder) describe(op *engine.Op, dgst string) {
 	}
 	op.IgnoreCache = m.IgnoreCache
 	op.Name = m.Description["llb.customname"]
-	if g := m.ProgressGroup; g != nil && op.Name == "" {
-		op.Name = g.Name
+	if g := m.ProgressGroup; g != nil {
+		op.Group = &progress.Group{ID: g.Id, Name: g.Name, Weak: g.Weak}
+		if op.Name == "" {
+			op.Name = g.Name
+		}
 	}
 	if s := stageInName.FindStringSubmatch(op.Name); s != nil {
 		op.Stage = s[1]
@@ -138,9 +157,9 @@ func (d *decoder) location(dgst string) *diag.Location {
 		if d.lines[n] == nil { // split once, not for each operation
 			d.lines[n] = strings.Split(string(infos[n].GetData()), "\n")
 		}
-		r := l.Ranges[0]
+		first, last := l.Ranges[0], l.Ranges[len(l.Ranges)-1] // one for each line
 		return &diag.Location{
-			File: infos[n].GetFilename(), Line: int(r.GetStart().GetLine()), EndLine: int(r.GetEnd().GetLine()), Source: d.lines[n],
+			File: infos[n].GetFilename(), Line: int(first.GetStart().GetLine()), EndLine: int(last.GetEnd().GetLine()), Source: d.lines[n],
 		}
 	}
 	return nil
@@ -152,7 +171,7 @@ func (d *decoder) operation(raw *pb.Op, op *engine.Op) (engine.Operation, error)
 	}
 	switch do := raw.Op.(type) {
 	case *pb.Op_Source:
-		return source(do.Source, platform(raw.Platform), op)
+		return sourceOp(do.Source, platform(raw.Platform), op)
 	case *pb.Op_Exec:
 		return exec(do.Exec, raw, op)
 	case *pb.Op_File:
@@ -167,12 +186,36 @@ func (d *decoder) operation(raw *pb.Op, op *engine.Op) (engine.Operation, error)
 		name(op, "merge")
 		return &engine.Merge{}, nil
 	case *pb.Op_Diff:
-		return nil, errors.New("the diff operation is not supported")
+		if err := diffInputs(do.Diff, op); err != nil {
+			return nil, err
+		}
+		name(op, "diff")
+		return &engine.Diff{}, nil
 	case *pb.Op_Build:
 		return nil, errors.New("the nested build operation is not supported")
 	default:
 		return nil, fmt.Errorf("operation %T is not supported", do)
 	}
+}
+
+// diffInputs puts the inputs of a diff into the engine's order: below, above.
+func diffInputs(d *pb.DiffOp, op *engine.Op) error {
+	if d.GetLower() == nil || d.GetUpper() == nil {
+		return errors.New("a diff of one file system")
+	}
+	raw := op.Inputs
+	op.Inputs = nil
+	for _, n := range []int64{d.GetLower().GetInput(), d.GetUpper().GetInput()} {
+		switch {
+		case n == int64(pb.Empty):
+			op.Inputs = append(op.Inputs, engine.Input{})
+		case n >= 0 && n < int64(len(raw)):
+			op.Inputs = append(op.Inputs, raw[n])
+		default:
+			return fmt.Errorf("a diff of input %d, which there is not", n)
+		}
+	}
+	return nil
 }
 
 // name gives an operation a name if its maker did not.
@@ -191,7 +234,7 @@ func platform(p *pb.Platform) ocispec.Platform {
 	})
 }
 
-func source(s *pb.SourceOp, p ocispec.Platform, op *engine.Op) (engine.Operation, error) {
+func sourceOp(s *pb.SourceOp, p ocispec.Platform, op *engine.Op) (engine.Operation, error) {
 	kind, rest, ok := strings.Cut(s.GetIdentifier(), "://")
 	if !ok {
 		return nil, fmt.Errorf("source %q has no kind", s.Identifier)
@@ -214,19 +257,12 @@ func source(s *pb.SourceOp, p ocispec.Platform, op *engine.Op) (engine.Operation
 		return &engine.Layout{Store: s.Attrs[pb.AttrOCILayoutStoreID], Digest: digest.Digest(dg), Platform: p}, nil
 	case "local":
 		name(op, "[internal] load build context")
-		l := &engine.Local{Name: rest}
-		for attr, to := range map[string]*[]string{pb.AttrIncludePatterns: &l.Include, pb.AttrExcludePatterns: &l.Exclude} {
-			if v := s.Attrs[attr]; v != "" {
-				if err := json.Unmarshal([]byte(v), to); err != nil {
-					return nil, fmt.Errorf("source %q: %s: %w", s.Identifier, attr, err)
-				}
-			}
-		}
-		return l, nil
+		sel, err := source.LocalSelection(rest, s.Attrs)
+		return &engine.Local{Selection: sel}, err
 	case "http", "https":
-		return nil, fmt.Errorf("ADD of a URL (%s) is not supported yet", s.Identifier)
+		return httpSource(s, op)
 	case "git":
-		return nil, fmt.Errorf("ADD of a git repository (%s) is not supported yet", s.Identifier)
+		return gitSource(rest, s.Attrs, op)
 	}
 	return nil, fmt.Errorf("source of kind %q is not supported", kind)
 }

@@ -18,6 +18,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/kiln-build/kiln/internal/diag"
@@ -36,6 +37,30 @@ type Credential struct {
 // NewCredential returns a user name and password that came from source.
 func NewCredential(user, password, source string) *Credential {
 	return &Credential{cfg: authn.AuthConfig{Username: user, Password: password}, source: source}
+}
+
+// NewIdentityToken returns an identity token, which gets tokens without a password, that came from source.
+func NewIdentityToken(token, source string) *Credential {
+	return &Credential{cfg: authn.AuthConfig{IdentityToken: token}, source: source}
+}
+
+// TokenSource is an authn.Authenticator that gets tokens itself, so that nobody else
+// needs the password.
+type TokenSource interface {
+	// Token gets a token. errors.ErrUnsupported: it is to be got with the credential.
+	Token(ctx context.Context, r TokenRequest) (Token, error)
+}
+
+// TokenRequest says what for: realm is the token service's URL, service the registry's name there.
+type TokenRequest struct {
+	Realm, Service string
+	Scopes         []string
+}
+
+// Token is a bearer token.
+type Token struct {
+	Value string
+	Life  time.Duration // 0: not known
 }
 
 // Authorization implements authn.Authenticator.

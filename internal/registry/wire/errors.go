@@ -136,6 +136,10 @@ func (s *Session) Fail(ctx context.Context, what string, err error) error {
 	if errors.As(err, &d) && d.Code != 0 {
 		return &diag.Error{Err: fmt.Errorf("%s: %w", what, err), Hint: d.Hint, Code: d.Code}
 	}
+	hint := s.hint(err)
+	if d != nil && hint == "" {
+		hint = d.Hint
+	}
 	text := fmt.Sprintf("%s: registry %q, repository %q: %v", what, s.repo.Name, s.repo.Path, err)
 	var status *Status
 	if errors.As(err, &status) && isAuth(status.Code) {
@@ -143,7 +147,7 @@ func (s *Session) Fail(ctx context.Context, what string, err error) error {
 	}
 	return &diag.Error{
 		Err:  &failure{text: s.scrub(text), err: err},
-		Hint: s.hint(err),
+		Hint: hint,
 		Code: diag.ExitRegistry,
 	}
 }

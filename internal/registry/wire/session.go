@@ -1,6 +1,7 @@
 package wire
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -176,6 +177,15 @@ func (s *Session) hide(secrets ...string) {
 
 // refresh gets a token from the token service that the registry named.
 func (s *Session) refresh(ctx context.Context, challenge *transport.Challenge) error {
+	if src, ok := s.cred.(auth.TokenSource); ok {
+		tok, err := src.Token(ctx, auth.TokenRequest{
+			Realm: challenge.Parameters["realm"], Service: challenge.Parameters["service"], Scopes: s.scopes,
+		})
+		if !errors.Is(err, errors.ErrUnsupported) {
+			s.keepToken(tok.Value, tok.Life)
+			return err
+		}
+	}
 	if err := s.hideSecrets(ctx); err != nil {
 		return err
 	}
@@ -184,28 +194,29 @@ func (s *Session) refresh(ctx context.Context, challenge *transport.Challenge) e
 		return err
 	}
 	if cfg.RegistryToken != "" { // is the token itself
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		s.token, s.expires = cfg.RegistryToken, time.Time{}
+		s.keepToken(cfg.RegistryToken, 0)
 		return nil
 	}
 	tok, err := transport.Exchange(ctx, s.reg, s.cred, s.tokenTransport(challenge), s.scopes, challenge)
 	if err != nil {
 		return fmt.Errorf("get a token from %s: %w", tokenHost(challenge), fromTransport(err))
 	}
+	s.keepToken(cmp.Or(tok.AccessToken, tok.Token), time.Duration(tok.ExpiresIn)*time.Second)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.token = tok.Token
-	if tok.AccessToken != "" {
-		s.token = tok.AccessToken
-	}
-	s.hide(tok.Token, tok.AccessToken, tok.RefreshToken)
-	s.expires = time.Time{}
-	if tok.ExpiresIn > 0 {
-		life := time.Duration(tok.ExpiresIn) * time.Second
+	s.hide(tok.Token, tok.RefreshToken)
+	return nil
+}
+
+// keepToken uses a token from now on, until a little before its life is over; 0: for good.
+func (s *Session) keepToken(token string, life time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.hide(token)
+	s.token, s.expires = token, time.Time{}
+	if life > 0 {
 		s.expires = time.Now().Add(life - min(life/4, 10*time.Second))
 	}
-	return nil
 }
 
 func tokenHost(c *transport.Challenge) string {

@@ -13,6 +13,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -124,8 +125,9 @@ func (t *hostTransport) forRequest(req *http.Request) (*http.Transport, error) {
 	certs := filepath.Join(t.net.opts.CertDir, host)
 	fi, err := os.Stat(certs)
 	hasCerts := err == nil && fi.IsDir() && !strings.HasPrefix(host, ".") && !strings.ContainsAny(host, `/\`) && host != ""
+	given, hasGiven := t.net.opts.Certs[host]
 	key := ""
-	if insecure || hasCerts {
+	if insecure || hasCerts || hasGiven {
 		key = host
 	}
 	t.mu.Lock()
@@ -135,9 +137,14 @@ func (t *hostTransport) forRequest(req *http.Request) (*http.Transport, error) {
 	}
 	cfg := &tls.Config{RootCAs: t.pool, InsecureSkipVerify: insecure, MinVersion: tls.VersionTLS12} //nolint:gosec // only where the user asked for it
 	if hasCerts {
-		if err := hostCerts(cfg, certs); err != nil {
+		dir, err := dirCerts(certs)
+		if err != nil {
 			return nil, err
 		}
+		given.CAs, given.Pairs = append(slices.Clip(given.CAs), dir.CAs...), append(slices.Clip(given.Pairs), dir.Pairs...)
+	}
+	if err := given.load(cfg); err != nil {
+		return nil, err
 	}
 	t.byHost[key] = newTransport(cfg, t.net.opts.Parallel)
 	return t.byHost[key], nil
@@ -163,34 +170,45 @@ func newTransport(cfg *tls.Config, parallel int) *http.Transport {
 	}
 }
 
-// hostCerts reads a host's directory as docker does: *.crt are trusted, and
+// dirCerts reads a host's directory as docker does: *.crt are trusted, and
 // NAME.cert with NAME.key is shown to the registry.
-func hostCerts(cfg *tls.Config, dir string) error {
+func dirCerts(dir string) (c Certs, err error) {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
-		return diag.New(diag.ExitRegistry, "read registry certificates: %w", err)
+		return c, diag.New(diag.ExitRegistry, "read registry certificates: %w", err)
 	}
 	for _, e := range entries {
 		path := filepath.Join(dir, e.Name())
 		switch filepath.Ext(e.Name()) {
 		case ".crt":
-			if cfg.RootCAs == nil {
-				if cfg.RootCAs, err = x509.SystemCertPool(); err != nil {
-					return diag.New(diag.ExitRegistry, "load the system's certificates: %w", err)
-				}
-			} else {
-				cfg.RootCAs = cfg.RootCAs.Clone()
-			}
-			if err := addCerts(cfg.RootCAs, path); err != nil {
-				return err
-			}
+			c.CAs = append(c.CAs, path)
 		case ".cert":
-			pair, err := tls.LoadX509KeyPair(path, strings.TrimSuffix(path, ".cert")+".key")
-			if err != nil {
-				return diag.New(diag.ExitRegistry, "read registry client certificate: %w", err)
-			}
-			cfg.Certificates = append(cfg.Certificates, pair)
+			c.Pairs = append(c.Pairs, KeyPair{path, strings.TrimSuffix(path, ".cert") + ".key"})
 		}
+	}
+	return c, nil
+}
+
+// load reads the files into cfg.
+func (c Certs) load(cfg *tls.Config) (err error) {
+	if len(c.CAs) > 0 {
+		if cfg.RootCAs != nil {
+			cfg.RootCAs = cfg.RootCAs.Clone()
+		} else if cfg.RootCAs, err = x509.SystemCertPool(); err != nil {
+			return diag.New(diag.ExitRegistry, "load the system's certificates: %w", err)
+		}
+	}
+	for _, ca := range c.CAs {
+		if err := addCerts(cfg.RootCAs, ca); err != nil {
+			return err
+		}
+	}
+	for _, p := range c.Pairs {
+		pair, err := tls.LoadX509KeyPair(p.Cert, p.Key)
+		if err != nil {
+			return diag.New(diag.ExitRegistry, "read registry client certificate: %w", err)
+		}
+		cfg.Certificates = append(cfg.Certificates, pair)
 	}
 	return nil
 }

@@ -18,18 +18,48 @@ import (
 	"github.com/kiln-build/kiln/internal/registry/auth"
 )
 
-// Options are those of registry.Options with the same names.
+// Options say how to reach registries. The zero value is what docker does.
 type Options struct {
-	Keychain     authn.Keychain
-	Insecure     []string
-	UserAgent    string
-	CAFile       string
-	CertDir      string
-	Logger       *slog.Logger
-	Retry        Retry
+	// Keychain finds credentials. Nil: auth.Default(), docker's and podman's files.
+	Keychain authn.Keychain
+	// Insecure are the hosts, HOST or HOST:PORT, that may be spoken to by
+	// plain HTTP or by TLS with a certificate that nobody vouches for.
+	Insecure []string
+	// UserAgent of all requests. Empty: "kiln".
+	UserAgent string
+	// CAFile has certificates in PEM that are trusted beside the system's
+	// (SSL_CERT_FILE is honoured as everywhere in Go).
+	CAFile string
+	// CertDir has a directory for each host with *.crt, client.cert and
+	// client.key, as docker reads them. Empty: /etc/docker/certs.d.
+	CertDir string
+	// Certs are for hosts, beside what CertDir has.
+	Certs map[string]Certs
+	// Mirrors are asked first when something is pulled from a registry, in their order:
+	// registry, such as docker.io → HOST[:PORT][/PATH], where PATH goes before the repository's.
+	Mirrors map[string][]string
+	// Logger gets retries and other things that went wrong but not for good.
+	Logger *slog.Logger
+	// Retry says how often and how long to try. Zero fields have defaults.
+	Retry Retry
+	// StallTimeout is how long a registry may be silent, or all but: less than
+	// 4 KiB in this time. Zero: one minute.
 	StallTimeout time.Duration
-	Parallel     int
+	// Parallel is the number of uploads, and of downloads, at once per
+	// registry. Zero: 4.
+	Parallel int
+	// SkipPushCheck: who begins to push does not ask for the permission first.
+	SkipPushCheck bool
 }
+
+// Certs are the certificates that a host is spoken to with.
+type Certs struct {
+	CAs   []string  // files in PEM that are trusted beside the system's
+	Pairs []KeyPair // shown to the host
+}
+
+// KeyPair names the files of a client's certificate and its key, in PEM.
+type KeyPair struct{ Cert, Key string }
 
 // Net opens sessions with registries. Safe for concurrent use.
 type Net struct {
@@ -71,6 +101,14 @@ func New(o Options) (*Net, error) {
 		}
 		n.insecure[host] = true
 	}
+	for reg, ms := range o.Mirrors {
+		for _, m := range ms {
+			host, _, _ := strings.Cut(m, "/")
+			if _, err := name.NewRegistry(host); err != nil || host == "" || strings.Contains(m, "://") {
+				return nil, diag.New(diag.ExitUsage, "mirror %q of registry %q: want HOST[:PORT][/PATH]", m, reg)
+			}
+		}
+	}
 	pool, err := certPool(o.CAFile)
 	if err != nil {
 		return nil, err
@@ -102,8 +140,8 @@ func (o Options) withDefaults() Options {
 	return o
 }
 
-// Tries is how often something is tried at most.
-func (n *Net) Tries() int { return n.opts.Retry.Tries }
+// Options are those that New was given, with the defaults filled in.
+func (n *Net) Options() Options { return n.opts }
 
 // cleanHost takes HOST[:PORT], also as people write it, with a scheme or slash.
 func cleanHost(s string) (string, error) {

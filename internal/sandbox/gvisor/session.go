@@ -27,6 +27,8 @@ type session struct {
 	conn       *wire.Conn
 	upper      *os.File // for the free space of its file system; may be nil
 	log        *sentryLog
+	volumes    map[*sandbox.Volume]int // their numbers
+	mounts     []sandbox.Mount
 	shim       *os.Process
 	oomBefore  uint64 // kills of the control group when the last process began
 	oomCounted bool
@@ -37,6 +39,7 @@ type session struct {
 	mu       sync.Mutex
 	cause    error       // why it was ended, nil while it goes on
 	detach   func() bool // ends the watch of Start's context
+	ran      bool        // a process ran, and its volumes are there
 	finished bool        // a process failed: there is nothing more to run
 }
 
@@ -71,26 +74,23 @@ func (s *session) Run(ctx context.Context, p sandbox.Process, output, changes io
 	if err := s.usable(ctx); err != nil {
 		return err
 	}
-	stop := context.AfterFunc(ctx, func() { s.end(context.Cause(ctx)) })
-	s.oomBefore, s.oomCounted = oomKills()
-	r, err := s.step(p, output, changes)
-	if !stop() && err == nil {
-		err = context.Cause(ctx) // too late: the session is ending already
+	s.mu.Lock()
+	finished := s.finished
+	s.mu.Unlock()
+	if finished {
+		return errors.New("run in sandbox: an earlier process of the session failed")
 	}
+	s.oomBefore, s.oomCounted = oomKills()
+	r, err := s.order(ctx, wire.TypeProcess, wireProcess(p), output, changes)
 	if err != nil {
-		s.end(err)
-		s.wait()
-		if cause := context.Cause(ctx); cause != nil {
-			return cause
-		}
 		return err
 	}
-	if r.Code == 0 {
+	s.mu.Lock()
+	s.ran, s.finished = true, r.Failed
+	s.mu.Unlock()
+	if !r.Failed {
 		return nil
 	}
-	s.mu.Lock()
-	s.finished = true
-	s.mu.Unlock()
 	e := &sandbox.ExitError{
 		Code: r.Code, Signal: syscall.Signal(r.Signal), NotFound: r.NotFound,
 		DiskFull: r.DiskFull || s.diskFull(), Detail: r.Detail,
@@ -104,33 +104,73 @@ func (s *session) Run(ctx context.Context, p sandbox.Process, output, changes io
 	return e
 }
 
+// Changes implements sandbox.Session.
+func (s *session) Changes(ctx context.Context, v *sandbox.Volume, w io.Writer) error {
+	if err := s.usable(ctx); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	ran := s.ran
+	s.mu.Unlock()
+	n, ok := s.volumes[v]
+	switch {
+	case !ok:
+		return errors.New("changes of a volume: the session does not have it")
+	case !ran:
+		return errors.New("changes of a volume: no process has run")
+	}
+	_, err := s.order(ctx, wire.TypeVolume, wire.Volume{Number: n}, io.Discard, w)
+	return err
+}
+
+func wireProcess(p sandbox.Process) wire.Process {
+	w := wire.Process{
+		Args: wire.Texts(p.Args), Env: wire.Texts(p.Env), Cwd: wire.Text(p.Cwd),
+		UID: p.User.UID, GID: p.User.GID, Groups: p.User.Groups, Success: p.Success,
+	}
+	if p.Cwd == "" {
+		w.Cwd = wire.Text("/")
+	}
+	for _, l := range p.Limits {
+		w.Limits = append(w.Limits, wire.Limit(l))
+	}
+	return w
+}
+
 func (s *session) usable(ctx context.Context) error {
 	if err := context.Cause(ctx); err != nil {
 		return err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	switch {
-	case s.cause != nil:
-		return s.cause
-	case s.finished:
-		return errors.New("run in sandbox: an earlier process of the session failed")
-	}
-	return nil
+	return s.cause
 }
 
-// step sends one order and takes in what comes back.
-func (s *session) step(p sandbox.Process, output, changes io.Writer) (wire.Result, error) {
-	var r wire.Result
-	cwd := p.Cwd
-	if cwd == "" {
-		cwd = "/"
+// order carries out one order. An error ends the session.
+func (s *session) order(ctx context.Context, t wire.Type, order any, output, changes io.Writer) (wire.Result, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	stop := context.AfterFunc(ctx, func() { s.end(context.Cause(ctx)) })
+	relay := wire.NewRelay(s.conn)
+	r, err := s.exchange(ctx, t, order, output, changes, relay)
+	if !stop() && err == nil {
+		err = context.Cause(ctx) // too late: the session is ending already
 	}
-	err := s.conn.WriteJSON(wire.TypeProcess, wire.Process{
-		Args: wire.Texts(p.Args), Env: wire.Texts(p.Env), Cwd: wire.Text(cwd),
-		UID: p.User.UID, GID: p.User.GID, Groups: p.User.Groups,
-	})
 	if err != nil {
+		s.end(err)
+		s.wait()
+		if cause := context.Cause(ctx); cause != nil {
+			err = cause
+		}
+	}
+	cancel() // whoever is still being dialled
+	relay.Close()
+	return r, err
+}
+
+// exchange sends an order and takes in what comes back.
+func (s *session) exchange(ctx context.Context, t wire.Type, order any, output, changes io.Writer, relay *wire.Relay) (wire.Result, error) {
+	var r wire.Result
+	if err := s.conn.WriteJSON(t, order); err != nil {
 		return r, s.failure("run in sandbox", err)
 	}
 	for {
@@ -147,18 +187,51 @@ func (s *session) step(p sandbox.Process, output, changes io.Writer) (wire.Resul
 			if _, err := changes.Write(b); err != nil {
 				return r, fmt.Errorf("write changes: %w", err)
 			}
+		case wire.TypeOpen:
+			err = s.connect(ctx, relay, b)
+		case wire.TypeData, wire.TypeClose:
+			err = relay.Frame(t, b)
 		case wire.TypeResult:
-			if err := json.Unmarshal(b, &r); err != nil {
-				return r, fmt.Errorf("run in sandbox: %w", err)
-			}
-			if r.Error != "" {
-				return r, fmt.Errorf("run in sandbox: %s", r.Error)
-			}
-			return r, nil
+			return parseResult(b)
 		default:
-			return r, fmt.Errorf("run in sandbox: unexpected frame %q", t)
+			err = fmt.Errorf("unexpected frame %q", t)
+		}
+		if err != nil {
+			return r, fmt.Errorf("run in sandbox: %w", err)
 		}
 	}
+}
+
+func parseResult(b []byte) (r wire.Result, err error) {
+	if err := json.Unmarshal(b, &r); err != nil {
+		return r, fmt.Errorf("run in sandbox: %w", err)
+	}
+	switch {
+	case r.Error != "" && len(r.Dest) > 0:
+		return r, &sandbox.MountError{Dest: string(r.Dest), Reason: r.Error}
+	case r.Error != "":
+		return r, fmt.Errorf("run in sandbox: %s", r.Error)
+	}
+	return r, nil
+}
+
+// connect relays a connection that a process has made to one of the session's sockets.
+func (s *session) connect(ctx context.Context, relay *wire.Relay, b []byte) error {
+	n, mount, err := wire.ParseOpen(b)
+	if err != nil {
+		return err
+	}
+	if mount >= len(s.mounts) || s.mounts[mount].Socket == nil {
+		return fmt.Errorf("a connection to mount %d, which is no socket", mount)
+	}
+	dial := s.mounts[mount].Socket.Dial
+	return relay.Add(n, func() (wire.Stream, error) {
+		c, err := dial(ctx)
+		if err != nil {
+			return nil, err // not a nil net.Conn in an interface
+		}
+		return c, nil
+	})
 }
 
 // failure explains why the control socket gave err: because the session was

@@ -42,7 +42,8 @@ func (s *Sandbox) start(ctx context.Context, platform string, c sandbox.Config, 
 	}
 	files = append(files, upper)
 	config := wireConfig(platform, c)
-	for _, l := range slices.Concat(c.Layers, addMounts(&config, c)) {
+	others, volumes := addMounts(&config, c)
+	for _, l := range slices.Concat(c.Layers, others) {
 		f, err := os.Open(l)
 		if err != nil {
 			control.Close()
@@ -52,7 +53,7 @@ func (s *Sandbox) start(ctx context.Context, platform string, c sandbox.Config, 
 	}
 	sess = &session{
 		control: control, conn: wire.NewConn(control), upper: dup(upper),
-		log: &sentryLog{also: s.opts.DebugLog}, done: make(chan struct{}),
+		log: &sentryLog{also: s.opts.DebugLog}, done: make(chan struct{}), volumes: volumes, mounts: c.Mounts,
 	}
 	err = sess.spawn(s.opts.Executable, files)
 	theirs.Close() // or the end of the child would not be the end of the stream
@@ -70,7 +71,7 @@ func (s *Sandbox) start(ctx context.Context, platform string, c sandbox.Config, 
 }
 
 func wireConfig(platform string, c sandbox.Config) wire.Config {
-	w := wire.Config{Platform: platform, Layers: len(c.Layers), Network: c.Network, Hostname: c.Hostname}
+	w := wire.Config{Platform: platform, Layers: len(c.Layers), Network: c.Network, Hostname: c.Hostname, ReadOnlyRoot: c.ReadOnlyRoot}
 	if w.Hostname == "" {
 		w.Hostname = sandbox.DefaultHostname
 	}
@@ -81,28 +82,53 @@ func wireConfig(platform string, c sandbox.Config) wire.Config {
 	return w
 }
 
-// addMounts adds c's mounts to w, and returns the layer files that are needed
-// for them besides those of the root. None is opened twice.
-func addMounts(w *wire.Config, c sandbox.Config) (others []string) {
-	number := map[string]int{}
+// addMounts adds c's mounts and their volumes to w. It returns the layer files that are
+// needed for them besides those of the root, none twice, and the volumes' numbers.
+func addMounts(w *wire.Config, c sandbox.Config) (others []string, volumes map[*sandbox.Volume]int) {
+	numbers := map[string]int{}
 	for i, l := range c.Layers {
-		number[l] = i
+		numbers[l] = i
 	}
+	number := func(l string) int {
+		if _, ok := numbers[l]; !ok {
+			numbers[l] = len(c.Layers) + len(others)
+			others = append(others, l)
+		}
+		return numbers[l]
+	}
+	volumes = map[*sandbox.Volume]int{}
 	for _, m := range c.Mounts {
-		x := wire.Mount{Dest: wire.Text(m.Dest), Source: wire.Text(m.Source), Writable: m.Writable, Size: m.Size}
-		for _, l := range m.Layers {
-			n, ok := number[l]
-			if !ok {
-				n = len(c.Layers) + len(others)
-				number[l] = n
-				others = append(others, l)
+		x := wireMount(m)
+		if v := m.Volume; v != nil {
+			if _, ok := volumes[v]; !ok {
+				volumes[v] = len(w.Volumes)
+				layers := []int{}
+				for _, l := range v.Layers {
+					layers = append(layers, number(l))
+				}
+				w.Volumes = append(w.Volumes, layers)
 			}
-			x.Layers = append(x.Layers, n)
+			x.Volume = volumes[v]
 		}
 		w.Mounts = append(w.Mounts, x)
 	}
 	w.Others = len(others)
-	return others
+	return others, volumes
+}
+
+func wireMount(m sandbox.Mount) wire.Mount {
+	w := wire.Mount{Dest: wire.Text(m.Dest), Source: wire.Text(m.Source), Writable: m.Writable}
+	switch {
+	case m.Volume != nil:
+		w.Kind = wire.KindVolume
+	case m.Tmpfs != nil:
+		w.Kind, w.Size = wire.KindTmpfs, m.Tmpfs.Size
+	case m.File != nil:
+		w.Kind, w.Content, w.Mode, w.UID, w.GID = wire.KindFile, m.File.Content, m.File.Mode, m.File.UID, m.File.GID
+	case m.Socket != nil:
+		w.Kind, w.Mode, w.UID, w.GID = wire.KindSocket, m.Socket.Mode, m.Socket.UID, m.Socket.GID
+	}
+	return w
 }
 
 // socketPair makes the control socket. Our end is for Go's poller, so that

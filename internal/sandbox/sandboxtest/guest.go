@@ -59,6 +59,7 @@ func guestCommand(name string, a []string) error {
 	}
 	do, ok := map[string]func(a []string) error{
 		"setxattr": guestSetxattr, "getxattr": guestGetxattr, "settime": guestSetTime, "sparse": guestSparse,
+		"talk": guestTalk, "hold": guestHold,
 		"write": guestWrite, "files": guestFiles, "eat": guestEat, "dial": guestDial,
 		"mmap":     func(a []string) error { return guestMmap(a[0]) },
 		"deep":     func(a []string) error { return guestDeep(a[0], a[1]) },

@@ -129,6 +129,10 @@ func testWorkingDirectory(t *testing.T, h *harness) {
 	o = at("/abs/new", "pwd -P")
 	o.wantOut(t, "/real/dir/new\n")
 	at("", "pwd").wantOut(t, "/\n")
+	o = at("/up//and/./down/..", "pwd -P; stat -c '%u %a' down")
+	o.wantOut(t, "/up/and\n0 755\n")
+	o.wantNames(t, "up", "up/and", "up/and/down")
+	at("/abs/..", "pwd -P").wantOut(t, "/real\n")
 	p := shell("pwd")
 	p.Cwd = "/etc/passwd/x"
 	run(t, s, p).wantExit(t, 126)

@@ -22,7 +22,6 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/tonistiigi/fsutil"
 
-	"github.com/kiln-build/kiln/internal/source/content"
 	"github.com/kiln-build/kiln/internal/tree"
 )
 
@@ -169,12 +168,12 @@ func (f *filtered) Open(p string) (io.ReadCloser, error) {
 	return f.under.Open(p)
 }
 
-// ContentDigest implements content.Digester, as the tree below does it.
+// ContentDigest implements tree.Digester as far as the tree below does.
 func (f *filtered) ContentDigest(p string) (digest.Digest, error) {
 	if err := f.keeps("digest of", p); err != nil {
 		return "", err
 	}
-	return content.Digest(f.under, p)
+	return tree.ContentDigest(f.under, p)
 }
 
 // keeps is an error if a path is left out, were it a file. It saves looking at

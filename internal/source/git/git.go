@@ -55,6 +55,28 @@ const (
 	defaultMaxBytes = 128 << 30
 )
 
+// Resolve asks the server which commit, or annotated tag if it does not say the commit, ref leads to
+// now, by its hash. The server is not asked what it need not say.
+func Resolve(ctx context.Context, ref *Ref, o Options) (hash string, err error) {
+	dir, err := os.MkdirTemp(o.ScratchDir, "git-*")
+	if err != nil {
+		return "", fmt.Errorf("make directory for git: %w", err)
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	f := &fetcher{ref: ref, o: o, dir: dir, work: filepath.Join(dir, "tree")}
+	if err := f.prepare(ctx); err != nil {
+		return "", err
+	}
+	w, err := f.resolve(ctx)
+	if err != nil {
+		return "", withHint(fmt.Errorf("fetch %s: %w", ref, err))
+	}
+	if w.peeled != "" {
+		return w.peeled, nil
+	}
+	return w.hash, nil
+}
+
 // Fetch fetches a commit and checks it out. The tree keeps it on disk until it
 // is closed.
 func Fetch(ctx context.Context, ref *Ref, o Options) (_ *Tree, err error) {

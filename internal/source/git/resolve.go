@@ -57,7 +57,7 @@ func (f *fetcher) resolveHead(ctx context.Context) (w wanted, err error) {
 		}
 		if ref, ok := strings.CutPrefix(v, "ref: "); !ok {
 			w.hash = v
-		} else if strings.HasPrefix(ref, "refs/heads/") && (&Ref{Rev: ref}).validate() == nil {
+		} else if strings.HasPrefix(ref, "refs/heads/") && (&Ref{Rev: ref}).Validate() == nil {
 			w.ref = ref
 		}
 	}

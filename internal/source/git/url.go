@@ -45,21 +45,26 @@ var (
 // ssh://…, user@host:path, github.com/…, each with an optional query and
 // #ref:subdir. If ErrNotGit is in the error's chain, s may be something else;
 // any other error says what is wrong with a git URL.
-func Parse(s string) (*Ref, error) {
-	r, query, err := parseRemote(s)
+func Parse(s string) (*Ref, error) { return parse(s, true) }
+
+// ParseRemote is Parse where s is known to be a repository: its path need not end in ".git".
+func ParseRemote(s string) (*Ref, error) { return parse(s, false) }
+
+func parse(s string, suffix bool) (*Ref, error) {
+	r, query, err := parseRemote(s, suffix)
 	if err != nil {
 		return nil, err
 	}
 	if err := r.loadQuery(query); err != nil {
 		return nil, fmt.Errorf("git URL: %w", err)
 	}
-	if err := r.validate(); err != nil {
+	if err := r.Validate(); err != nil {
 		return nil, fmt.Errorf("git URL: %w", err)
 	}
 	return r, nil
 }
 
-func parseRemote(s string) (*Ref, url.Values, error) {
+func parseRemote(s string, suffix bool) (*Ref, url.Values, error) {
 	switch {
 	case strings.HasPrefix(s, "./"), strings.HasPrefix(s, "../"):
 		return nil, nil, ErrNotGit
@@ -69,7 +74,7 @@ func parseRemote(s string) (*Ref, url.Values, error) {
 	if proto := protocol.FindString(s); proto != "" {
 		switch strings.ToLower(strings.TrimSuffix(proto, "://")) {
 		case "http", "https":
-			return parseURL(s, true)
+			return parseURL(s, suffix)
 		case "git", "ssh":
 			return parseURL(s, false)
 		}
@@ -199,7 +204,8 @@ func (r *Ref) loadRefs(refs map[string]string) error {
 }
 
 // validate refuses what git could take for something else than it is.
-func (r *Ref) validate() error {
+// Validate checks that r means something to git, and nothing but a ref.
+func (r *Ref) Validate() error {
 	if strings.HasPrefix(r.Remote, "-") || strings.ContainsAny(r.Remote, "\x00\n\r") {
 		return errors.New("the repository's address is invalid")
 	}

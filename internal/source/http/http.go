@@ -1,4 +1,4 @@
-// Package http fetches build contexts and Dockerfiles from http servers, with
+// Package http fetches build contexts, Dockerfiles and what ADD names from http servers, with
 // bounds on everything that a server decides: how much it sends, how long it
 // takes, where it redirects to.
 //
@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/url"
@@ -35,6 +36,10 @@ type Options struct {
 	Retries int
 	// Transport sends the requests, in place of one that heeds Env.
 	Transport http.RoundTripper
+	// Header is sent with the request; a redirect to another host does not see its Authorization.
+	Header http.Header
+	// ETag is what the server called the version that is known already; empty: none is.
+	ETag string
 }
 
 const (
@@ -50,8 +55,13 @@ var ErrTooLarge = errors.New("response is larger than allowed")
 
 // Response is a server's answer, as far as it matters.
 type Response struct {
-	Body         io.ReadCloser
+	Body io.ReadCloser
+	// NotModified: what Options.ETag names is what there is. The body is empty then.
+	NotModified  bool
+	Size         int64     // 0 if the server did not say
 	LastModified time.Time // zero if the server did not say
+	// ETag and Disposition are the headers ETag and Content-Disposition; empty if there is none.
+	ETag, Disposition string
 }
 
 // Get fetches an http or https URL. An answer other than success is an error.
@@ -126,12 +136,17 @@ func (c *client) get(ctx context.Context) (_ *Response, again bool, err error) {
 		return nil, false, errors.New("not a valid URL")
 	}
 	req.Header.Set("User-Agent", "kiln")
+	maps.Copy(req.Header, c.o.Header)
+	if c.o.ETag != "" {
+		req.Header.Set("If-None-Match", c.o.ETag)
+	}
 	hc := http.Client{Transport: c.rt, CheckRedirect: checkRedirect}
 	resp, err := hc.Do(req)
 	if err != nil {
 		return nil, !errors.Is(err, errRedirect) && !permanent(err), reason(ctx, err)
 	}
-	if resp.StatusCode != http.StatusOK {
+	known := c.o.ETag != "" && resp.StatusCode == http.StatusNotModified
+	if resp.StatusCode != http.StatusOK && !known {
 		resp.Body.Close()
 		again := resp.StatusCode >= 500 || resp.StatusCode == http.StatusTooManyRequests
 		return nil, again, fmt.Errorf("server answers %s", status(resp))
@@ -143,7 +158,10 @@ func (c *client) get(ctx context.Context) (_ *Response, again bool, err error) {
 	b.ctx, b.rc = ctx, resp.Body
 	b.timer.Reset(c.o.Stall)
 	when, _ := http.ParseTime(resp.Header.Get("Last-Modified"))
-	return &Response{Body: b, LastModified: when}, false, nil
+	return &Response{
+		Body: b, NotModified: known, Size: max(resp.ContentLength, 0), LastModified: when,
+		ETag: resp.Header.Get("ETag"), Disposition: resp.Header.Get("Content-Disposition"),
+	}, false, nil
 }
 
 // status is a response's status without what a server may have written into it.

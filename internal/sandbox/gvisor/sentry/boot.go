@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"sync/atomic"
 
 	"gvisor.dev/gvisor/pkg/abi/linux"
 	"gvisor.dev/gvisor/pkg/context"
@@ -58,7 +59,12 @@ type guest struct {
 	lowers []*vfs.Mount // topmost first
 	empty  []*vfs.Mount // below every stack of layers: an overlay wants two lowers
 	layers []*vfs.Mount // of all layer files, by number
-	stacks []*vfs.Mount // of the session's mounts, merged; nil for a tmpfs
+	// implied are inodes of directories that a layer has no entry for, by number of the layer.
+	implied []map[uint64]bool
+	stacks  []*vfs.Mount // the volumes' layers, merged
+	// volumes are as the last step left them.
+	volumes []volume
+	relay   atomic.Pointer[wire.Relay] // the running step's; nil between steps
 }
 
 // platformError is a failure to boot that another platform might not have.

@@ -24,11 +24,12 @@ type writer struct {
 	tar *layer.TarWriter
 }
 
-func (g *guest) writeChanges(fs *rootfs, out io.Writer) error {
+// writeChanges writes what is in upper, which was stacked on below.
+func (g *guest) writeChanges(upper, below *vfs.Mount, out io.Writer) error {
 	buffered := bufio.NewWriterSize(out, wire.MaxPiece)
 	w := &writer{g: g, tar: layer.NewTarWriter(buffered)}
-	below := rootOf(fs.below)
-	if err := w.dir("", rootOf(fs.upper), &below); err != nil {
+	was := rootOf(below)
+	if err := w.dir("", rootOf(upper), &was); err != nil {
 		return err
 	}
 	if err := w.tar.Close(); err != nil {

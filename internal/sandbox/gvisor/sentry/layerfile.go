@@ -27,17 +27,19 @@ type layerFS struct {
 	devices map[uint64]layer.Device
 }
 
-// mountLayer mounts the layer file that descriptor fd is of.
-func (g *guest) mountLayer(fd int) (*vfs.Mount, error) {
+// mountLayer mounts the layer file that descriptor fd is of. It returns the inodes
+// of the layer's implied directories, too.
+func (g *guest) mountLayer(fd int) (*vfs.Mount, map[uint64]bool, error) {
 	l, err := readTable(fd)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
+	implied := impliedInodes(l.xattrs)
 	opts := withData(fmt.Sprintf("ifd=%d", fd))
 	opts.ReadOnly = true
 	m, err := g.mount(erofs.Name, opts)
 	if err != nil || (len(l.xattrs) == 0 && len(l.devices) == 0) {
-		return m, err
+		return m, implied, err
 	}
 	l.FilesystemImpl = m.Filesystem().Impl()
 	l.vfsfs.Init(g.vfs, m.Filesystem().FilesystemType(), l)
@@ -45,7 +47,7 @@ func (g *guest) mountLayer(fd int) (*vfs.Mount, error) {
 	// alive, as long as this process.
 	// It is not a read-only mount, for that would forbid writing to a device;
 	// files and directories the EROFS keeps from changing.
-	return g.vfs.NewDisconnectedMount(&l.vfsfs, m.Root(), &vfs.MountOptions{}), nil
+	return g.vfs.NewDisconnectedMount(&l.vfsfs, m.Root(), &vfs.MountOptions{}), implied, nil
 }
 
 func readTable(fd int) (*layerFS, error) {

@@ -26,11 +26,11 @@ func (g *guest) mountLayers() error {
 		g.empty = append(g.empty, m)
 	}
 	for i := range g.config.Layers + g.config.Others {
-		m, err := g.mountLayer(wire.FDLayers + i)
+		m, implied, err := g.mountLayer(wire.FDLayers + i)
 		if err != nil {
 			return fmt.Errorf("mount layer %d: %w", i, err)
 		}
-		g.layers = append(g.layers, m)
+		g.layers, g.implied = append(g.layers, m), append(g.implied, implied)
 	}
 	root := make([]int, g.config.Layers)
 	for i := range root {
@@ -40,7 +40,7 @@ func (g *guest) mountLayers() error {
 	if g.lowers, err = g.stack(root); err != nil {
 		return err
 	}
-	return g.stackMounts()
+	return g.stackVolumes()
 }
 
 // stack is a stack of layer files, for an overlay.
@@ -53,8 +53,11 @@ func (g *guest) stack(numbers []int) (lowers []*vfs.Mount, err error) {
 		if n < 0 || n >= len(g.layers) {
 			return nil, fmt.Errorf("there is no layer %d", n)
 		}
-		g.layers[n].IncRef()
-		if lowers, err = g.push(lowers, g.layers[n]); err != nil {
+		m, err := g.onTop(n, lowers)
+		if err != nil {
+			return nil, err
+		}
+		if lowers, err = g.push(lowers, m); err != nil {
 			return nil, err
 		}
 	}

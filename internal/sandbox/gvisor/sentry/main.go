@@ -1,6 +1,7 @@
 package sentry
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -46,25 +47,37 @@ func Main() int {
 	return serve(g, conn)
 }
 
-// serve runs the processes that the builder asks for. Orders are read in a
-// goroutine of their own, so that the end of the stream ends this process even
-// while a guest runs.
+// order is what the builder asks for, one thing at a time.
+type order struct {
+	process *wire.Process
+	volume  *wire.Volume
+}
+
+// serve does what the builder asks for. Its frames are read in a goroutine of their
+// own, so that the end of the stream ends this process even while a guest runs.
 func serve(g *guest, conn *wire.Conn) int {
-	orders := make(chan wire.Process)
+	orders := make(chan order)
 	go func() {
 		for {
-			var p wire.Process
-			if err := conn.ReadJSON(wire.TypeProcess, &p); err != nil {
+			o, err := g.readOrder(conn)
+			if err != nil {
 				// Nobody is left to hear of it.
 				os.Exit(exitClosed)
 			}
-			orders <- p
+			orders <- o
 		}
 	}()
-	for p := range orders {
-		r, err := g.run(p, wire.Pieces{Conn: conn, Type: wire.TypeOutput}, wire.Pieces{Conn: conn, Type: wire.TypeChanges})
+	for o := range orders {
+		var r wire.Result
+		var err error
+		changes := wire.Pieces{Conn: conn, Type: wire.TypeChanges}
+		if o.process != nil {
+			r, err = g.run(*o.process, conn, changes)
+		} else {
+			err = g.writeVolume(o.volume.Number, changes)
+		}
 		if err != nil {
-			r = wire.Result{Error: err.Error()}
+			r = failed(err)
 		}
 		if err := conn.WriteJSON(wire.TypeResult, r); err != nil {
 			fmt.Fprintln(os.Stderr, err)
@@ -72,6 +85,43 @@ func serve(g *guest, conn *wire.Conn) int {
 		}
 	}
 	return exitClosed
+}
+
+// failed tells of the sandbox's own failure.
+func failed(err error) wire.Result {
+	var m *mountError
+	if errors.As(err, &m) {
+		return wire.Result{Error: m.reason, Dest: wire.Text(m.dest)}
+	}
+	return wire.Result{Error: err.Error()}
+}
+
+// readOrder reads the next order. What comes for relayed connections in between goes
+// to them.
+func (g *guest) readOrder(conn *wire.Conn) (o order, err error) {
+	for {
+		t, b, err := conn.Read()
+		if err != nil {
+			return o, err
+		}
+		switch t {
+		case wire.TypeProcess:
+			o.process = &wire.Process{}
+			return o, json.Unmarshal(b, o.process)
+		case wire.TypeVolume:
+			o.volume = &wire.Volume{}
+			return o, json.Unmarshal(b, o.volume)
+		case wire.TypeData, wire.TypeClose:
+			if r := g.relay.Load(); r != nil {
+				err = r.Frame(t, b)
+			}
+		default:
+			err = fmt.Errorf("unexpected frame %q", t)
+		}
+		if err != nil {
+			return o, err
+		}
+	}
 }
 
 // setLog sends gVisor's log to stderr, which the builder keeps the end of.

@@ -1,6 +1,7 @@
 package sentry
 
 import (
+	"errors"
 	"fmt"
 	"path"
 	"slices"
@@ -13,6 +14,8 @@ import (
 	"gvisor.dev/gvisor/pkg/sentry/fsimpl/tmpfs"
 	"gvisor.dev/gvisor/pkg/sentry/kernel"
 	"gvisor.dev/gvisor/pkg/sentry/vfs"
+
+	"github.com/kiln-build/kiln/internal/sandbox/gvisor/wire"
 )
 
 // mountPoint is where something is mounted for a step.
@@ -57,7 +60,7 @@ func (g *guest) resolvePoints(below vfs.VirtualDentry, binds []bind) ([]mountPoi
 			earlier = nil // the kernel's own do not depend on each other
 		}
 		if err := g.resolvePoint(below, &points[i], earlier); err != nil {
-			return nil, fmt.Errorf("find place for %q in the image: %w", points[i].wanted, err)
+			return nil, cannotMount(points[i].wanted, err)
 		}
 	}
 	return points, nil
@@ -119,18 +122,26 @@ func (g *guest) resolvePoint(below vfs.VirtualDentry, p *mountPoint, earlier []m
 			continue
 		}
 		if isDir, wantDir := isType(st, linux.S_IFDIR), p.dir || hasName(todo); isDir != wantDir {
-			if isDir {
-				return linuxerr.EISDIR
-			}
-			return linuxerr.ENOTDIR
+			return wrongKind(full, isDir, hasName(todo))
 		}
 		done, p.have = next, len(next)
 	}
 	if len(done) == 0 {
-		return linuxerr.EBUSY // the root
+		return errors.New("nothing can be mounted over the root")
 	}
 	p.path = "/" + path.Join(done...)
 	return nil
+}
+
+// wrongKind says that what is at a path of the image does not fit what is to be mounted.
+func wrongKind(full string, isDir, isParent bool) error {
+	switch {
+	case isDir:
+		return fmt.Errorf("%q is a directory in the image, and a file is to be mounted there", full)
+	case isParent:
+		return fmt.Errorf("%q is not a directory in the image", full)
+	}
+	return fmt.Errorf("%q is not a directory in the image, and a directory is to be mounted there", full)
 }
 
 // hasName reports whether a component is left to go to.
@@ -198,29 +209,73 @@ func (g *guest) recordPoints(merged vfs.VirtualDentry, points []mountPoint) erro
 	return nil
 }
 
-// mountFiles mounts the supplied files read-only. A tmpfs whose root is a
-// regular file is what a bind mount of one file would be, without a host path.
+// removeStubs removes from the upper layer what is there of the mount points that were made
+// for the step, if nothing was put into them: a failed rm or mv of a mount point copies it up, as
+// does a chmod of its directory. BuildKit removes the same.
+func (g *guest) removeStubs(upper vfs.VirtualDentry, points []mountPoint) error {
+	for _, p := range points {
+		if p.dir && !p.bind || p.nested {
+			continue
+		}
+		for n := len(p.components()); n > p.have; n-- {
+			if removed, err := g.removeStub(upper, path.Dir(p.prefix(n)), path.Base(p.prefix(n))); err != nil || !removed {
+				if err != nil {
+					return err
+				}
+				break
+			}
+		}
+	}
+	return nil
+}
+
+// removeStub removes an empty file or directory, and keeps the time of the directory that it is in.
+func (g *guest) removeStub(upper vfs.VirtualDentry, dir, name string) (bool, error) {
+	full := at(upper, path.Join(dir, name))
+	st, err := g.stat(full)
+	if isMissing(err) {
+		return true, nil // it was not copied up
+	}
+	if err != nil {
+		return false, err
+	}
+	was, err := g.stat(at(upper, dir))
+	if err != nil {
+		return false, err
+	}
+	switch {
+	case isType(st, linux.S_IFDIR):
+		err = g.vfs.RmdirAt(g.ctx, g.root, full)
+	case isType(st, linux.S_IFREG) && st.Size == 0:
+		err = g.vfs.UnlinkAt(g.ctx, g.root, full)
+	default:
+		return false, nil
+	}
+	if linuxerr.Equals(linuxerr.ENOTEMPTY, err) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	was.Mask = linux.STATX_MTIME
+	return true, g.vfs.SetStatAt(g.ctx, g.root, at(upper, dir), &vfs.SetStatOptions{Stat: was})
+}
+
+// mountFiles mounts the supplied files.
 func (g *guest) mountFiles(root vfs.VirtualDentry, points []mountPoint) error {
 	for _, p := range points {
 		if p.dir || p.bind {
 			continue
 		}
-		if err := g.makeNested(root, &p); err != nil {
-			return fmt.Errorf("make mount point %q: %w", p.wanted, err)
-		}
-		opts := internal(tmpfs.FilesystemOpts{RootFileType: linux.S_IFREG})
-		opts.GetFilesystemOptions.Data = "mode=0644"
-		m, err := g.mount(tmpfs.Name, opts)
+		f, err := g.newFile(&wire.Mount{Content: p.content, Mode: 0o644})
 		if err != nil {
-			return err
-		}
-		if err := g.writeFile(at(rootOf(m), ""), p.content, 0o644); err != nil {
 			return fmt.Errorf("write %q: %w", p.wanted, err)
 		}
-		if err := g.vfs.SetMountReadOnly(m, true); err != nil {
-			return err
+		if err := g.makeNested(root, &p); err != nil {
+			f.DecRef(g.ctx)
+			return cannotMount(p.wanted, err)
 		}
-		if err := g.connect(root, m, p.path); err != nil {
+		if err := g.connect(root, f, p.path); err != nil {
 			return err
 		}
 	}

@@ -8,6 +8,7 @@ import (
 	"io"
 	"path"
 	"runtime"
+	"slices"
 	"strings"
 
 	"gvisor.dev/gvisor/pkg/abi/linux"
@@ -29,31 +30,52 @@ const (
 
 // run runs a process to its end, and makes its changes a lower layer. An error
 // means that the sandbox failed, not the process.
-func (g *guest) run(p wire.Process, output, changes io.Writer) (wire.Result, error) {
+func (g *guest) run(p wire.Process, conn *wire.Conn, changes io.Writer) (wire.Result, error) {
+	g.releaseVolumes()
 	fs, err := g.newRootfs()
 	if err != nil {
 		return wire.Result{}, err
 	}
 	defer g.release(fs)
-	r, err := g.execute(fs, p, output)
+	r, err := g.execute(fs, p, conn)
 	if err != nil {
 		return r, err
 	}
-	if r.Code != 0 {
-		r.DiskFull = g.isFull(fs.upper)
+	g.volumes, fs.volumes = fs.volumes, nil
+	if r.Failed = r.NotFound || !succeeds(p, r.Code); r.Failed {
+		r.DiskFull = g.anyFull(fs)
 		return r, nil
+	}
+	if err := g.removeStubs(rootOf(fs.upper), fs.points); err != nil {
+		return r, fmt.Errorf("remove mount points: %w", err)
 	}
 	// Nobody is left to write to it; from here it is a layer like the others.
 	if err := g.vfs.SetMountReadOnly(fs.upper, true); err != nil && !linuxerr.Equals(linuxerr.EBUSY, err) {
 		return r, fmt.Errorf("freeze upper layer: %w", err)
 	}
-	if err := g.writeChanges(fs, changes); err != nil {
+	if err := g.writeChanges(fs.upper, fs.below, changes); err != nil {
 		return r, fmt.Errorf("write layer: %w", err)
 	}
 	return r, g.addLower(fs.upper)
 }
 
-func (g *guest) execute(fs *rootfs, p wire.Process, output io.Writer) (wire.Result, error) {
+func succeeds(p wire.Process, code int) bool {
+	if len(p.Success) == 0 {
+		return code == 0
+	}
+	return slices.Contains(p.Success, code)
+}
+
+// anyFull reports whether something that the step could write to the disk has no space left.
+func (g *guest) anyFull(fs *rootfs) bool {
+	full := g.isFull(fs.upper)
+	for _, v := range g.volumes {
+		full = full || v.upper != nil && g.isFull(v.upper)
+	}
+	return full
+}
+
+func (g *guest) execute(fs *rootfs, p wire.Process, conn *wire.Conn) (wire.Result, error) {
 	ipc, err := g.newIPCNamespace()
 	if err != nil {
 		return wire.Result{}, fmt.Errorf("create ipc namespace: %w", err)
@@ -61,7 +83,10 @@ func (g *guest) execute(fs *rootfs, p wire.Process, output io.Writer) (wire.Resu
 	defer ipc.DecRef(g.ctx)
 	pids := g.kernel.RootPIDNamespace().NewChild(g.ctx, g.kernel, g.kernel.RootUserNamespace())
 	args := g.processArgs(pids, ipc)
-	args.Argv, args.Envv, args.WorkingDirectory = wire.Strings(p.Args), wire.Strings(p.Env), path.Clean("/"+string(p.Cwd))
+	if err := limit(args.Limits, p.Limits); err != nil {
+		return wire.Result{}, err
+	}
+	args.Argv, args.Envv, args.WorkingDirectory = wire.Strings(p.Args), wire.Strings(p.Env), "/"+strings.TrimLeft(string(p.Cwd), "/")
 	args.Credentials = g.credentials(p)
 	if args.MountNamespace, err = g.namespace(args.NewContext(g.kernel), fs); err != nil {
 		return wire.Result{}, err
@@ -71,32 +96,56 @@ func (g *guest) execute(fs *rootfs, p wire.Process, output io.Writer) (wire.Resu
 	if err := g.makeCwd(root, args.WorkingDirectory); err != nil {
 		return wire.Result{Code: codeNotExecutable, NotFound: true, Detail: fmt.Sprintf("cannot make working directory %q: %v", args.WorkingDirectory, err)}, nil
 	}
+	if g.config.ReadOnlyRoot {
+		if err := g.vfs.SetMountReadOnly(root.Mount(), true); err != nil {
+			return wire.Result{}, fmt.Errorf("make root read-only: %w", err)
+		}
+	}
 	if r, ok := g.findExecutable(root, &args); !ok {
 		return r, nil
 	}
+	relays := g.startRelays(fs.listeners, conn)
+	defer relays.stop(g)
+	return g.start(root, &args, wire.Pieces{Conn: conn, Type: wire.TypeOutput})
+}
+
+// start starts a process and waits for the end of it and all that it started.
+func (g *guest) start(root vfs.VirtualDentry, args *kernel.CreateProcessArgs, output io.Writer) (_ wire.Result, err error) {
 	var out *pump
-	if args.FDTable, out, err = g.newStdio(&args, output); err != nil {
+	if args.FDTable, out, err = g.newStdio(args, output); err != nil {
 		return wire.Result{}, fmt.Errorf("create stdio: %w", err)
 	}
-	tg, _, err := g.kernel.CreateProcess(args)
+	tg, _, err := g.kernel.CreateProcess(*args)
 	args.FDTable.DecRef(g.ctx)
 	if err != nil {
 		if err := out.finish(g.ctx); err != nil {
 			return wire.Result{}, err
 		}
-		return g.execFailure(root, &args, err), nil
+		return g.execFailure(root, args, err), nil
 	}
 	g.kernel.StartProcess(tg)
 	tg.WaitExited()
 	// The end of a PID namespace's first process kills the others, but gVisor
 	// does not wait for them: without this the upper layer might still change.
-	for _, t := range pids.Tasks() {
+	for _, t := range args.PIDNamespace.Tasks() {
 		t.ThreadGroup().WaitExited()
 	}
 	if err := out.finish(g.ctx); err != nil {
 		return wire.Result{}, fmt.Errorf("read output: %w", err)
 	}
 	return resultOf(tg.ExitStatus()), nil
+}
+
+// limit replaces limits of resources.
+func limit(set *limits.LimitSet, ls []wire.Limit) error {
+	for _, l := range ls {
+		t, ok := limits.FromLinuxResource[l.Resource]
+		if !ok {
+			return fmt.Errorf("there is no resource %d to limit", l.Resource)
+		}
+		set.SetUnchecked(t, limits.Limit{Cur: limits.FromLinux(l.Soft), Max: limits.FromLinux(l.Hard)})
+	}
+	return nil
 }
 
 func resultOf(ws linux.WaitStatus) wire.Result {
@@ -134,10 +183,15 @@ func (g *guest) credentials(p wire.Process) *auth.Credentials {
 	return auth.NewUserCredentials(auth.KUID(p.UID), auth.KGID(p.GID), groups, caps, g.kernel.RootUserNamespace())
 }
 
-// makeCwd makes what is missing of the working directory, root's as BuildKit does.
+// makeCwd makes what is missing of the working directory, root's as BuildKit
+// does. The path is not cleaned: /a/b/.. makes b as well, and leads elsewhere
+// than /a if b is a link.
 func (g *guest) makeCwd(root vfs.VirtualDentry, cwd string) error {
 	made := ""
-	for _, name := range strings.Split(strings.TrimPrefix(cwd, "/"), "/") {
+	for name := range strings.SplitSeq(cwd, "/") {
+		if name == "" {
+			continue
+		}
 		made += "/" + name
 		_, err := g.stat(follow(root, made))
 		if isMissing(err) {

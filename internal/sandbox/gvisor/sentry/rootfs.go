@@ -26,20 +26,32 @@ type rootfs struct {
 	points []mountPoint
 	// merged is what the step sees, before anything is mounted in it.
 	merged *vfs.Mount
+	// volumes are the session's, made for this step; nil once they are the guest's.
+	volumes []volume
 	// binds are the session's mounts, made for this step; nil once connected.
 	binds []bind
+	// listeners are what the sentry listens on.
+	listeners []*listener
 }
 
 // newRootfs stacks a new upper layer on the lower ones. Between them goes a
 // skeleton that has just the mount points that are missing: were they made in
 // the overlay they would be copied up, and be part of the layer.
-func (g *guest) newRootfs() (*rootfs, error) {
+func (g *guest) newRootfs() (_ *rootfs, err error) {
 	below, err := g.mountBelow(g.lowers)
 	if err != nil {
 		return nil, err
 	}
 	r := &rootfs{below: below}
-	if r.binds, err = g.newBinds(); err != nil {
+	defer func() {
+		if err != nil {
+			g.release(r)
+		}
+	}()
+	if err := g.newVolumes(r); err != nil {
+		return nil, err
+	}
+	if err := g.newBinds(r); err != nil {
 		return nil, err
 	}
 	if r.points, err = g.resolvePoints(rootOf(below), r.binds); err != nil {
@@ -88,6 +100,12 @@ func (g *guest) release(r *rootfs) {
 		if b.mount != nil {
 			b.mount.DecRef(g.ctx)
 		}
+	}
+	for _, v := range r.volumes {
+		g.releaseVolume(v)
+	}
+	for _, l := range r.listeners {
+		l.ep.Close(g.ctx)
 	}
 }
 

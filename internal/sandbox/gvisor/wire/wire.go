@@ -4,9 +4,14 @@
 // A frame is a type, a length (big endian) and that many bytes. The builder
 // sends a Config, then one Process for every step. The sentry answers the
 // Config with one Booted, and every Process with any number of Output frames,
-// then, if it exited with 0, any number of Changes frames, then one Result.
-// As nothing but a Result ends a step, a stream that was torn is never taken
+// then, if it succeeded, any number of Changes frames, then one Result. After
+// that the builder may ask for the changes of volumes, with a Volume each, which the
+// sentry answers with Changes frames and a Result.
+// As nothing but a Result ends an order, a stream that was torn is never taken
 // for a whole one.
+//
+// While a process runs, its connections to sockets of the session are relayed in
+// frames of both sides: the sentry opens a connection, both send Data, both Close.
 //
 // A guest that has broken out of its kernel could write frames: reading them
 // allocates no more than MaxPayload and never panics.
@@ -17,6 +22,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"sync"
 )
 
 // Type says what a frame carries.
@@ -26,10 +32,14 @@ type Type byte
 const (
 	TypeConfig  Type = 'C' // builder: Config, JSON
 	TypeProcess Type = 'P' // builder: Process, JSON
+	TypeVolume  Type = 'V' // builder: Volume, JSON: its changes are wanted
 	TypeBooted  Type = 'B' // sentry: Booted, JSON
 	TypeOutput  Type = 'o' // sentry: bytes of stdout and stderr
 	TypeChanges Type = 'c' // sentry: bytes of the layer tar
 	TypeResult  Type = 'R' // sentry: Result, JSON
+	TypeOpen    Type = 'O' // sentry: a connection's number, and that of the mount it is to
+	TypeData    Type = 'd' // both: a connection's number, and bytes
+	TypeClose   Type = 'x' // both: a connection's number; nothing comes after it
 )
 
 // MaxPayload bounds a frame. Config, with the supplied files in it, is what
@@ -82,30 +92,60 @@ type Config struct {
 	Others   int    // number of layer files after those, which only mounts have
 	Network  bool
 	Hostname string
-	Files    []File
-	Mounts   []Mount
-	SelfTest bool // run a trivial program before saying Booted
-	Debug    bool // log as much as gVisor can
+	// ReadOnlyRoot: processes cannot write to the root file system.
+	ReadOnlyRoot bool
+	Files        []File
+	Volumes      [][]int // for each volume numbers of layer files, counted from FDLayers
+	Mounts       []Mount
+	SelfTest     bool // run a trivial program before saying Booted
+	Debug        bool // log as much as gVisor can
 }
+
+// Kind says what a Mount shows.
+type Kind string
+
+// The kinds of mounts.
+const (
+	KindVolume Kind = "volume" // Volume, Source, Writable
+	KindTmpfs  Kind = "tmpfs"  // Size, Writable
+	KindFile   Kind = "file"   // Content, Mode, UID, GID
+	KindSocket Kind = "socket" // Mode, UID, GID
+)
 
 // Mount is a sandbox.Mount.
 type Mount struct {
+	Kind     Kind
 	Dest     Text
-	Layers   []int // numbers of layer files, counted from FDLayers; none: a tmpfs
+	Volume   int // number of the volume
 	Source   Text
 	Writable bool
 	Size     int64
+	Content  []byte
+	Mode     uint32
+	UID      uint32
+	GID      uint32
 }
 
 // Process is one step.
 type Process struct {
-	Args   []Text
-	Env    []Text
-	Cwd    Text
-	UID    uint32
-	GID    uint32
-	Groups []uint32
+	Args    []Text
+	Env     []Text
+	Cwd     Text
+	UID     uint32
+	GID     uint32
+	Groups  []uint32
+	Success []int // empty: 0 alone
+	Limits  []Limit
 }
+
+// Limit is a sandbox.Limit.
+type Limit struct {
+	Resource   int
+	Soft, Hard uint64
+}
+
+// Volume asks for what the last process changed in a volume.
+type Volume struct{ Number int }
 
 // Booted is a sentry's first word.
 type Booted struct {
@@ -114,22 +154,27 @@ type Booted struct {
 	Platform bool
 }
 
-// Result ends a step.
+// Result ends an order.
 type Result struct {
 	Code     int    // exit status, 128+Signal if killed
 	Signal   int    // 0 unless killed by a signal
+	Failed   bool   // the process did not succeed; else its changes were sent
 	NotFound bool   // there was nothing to execute
 	DiskFull bool   // the upper layer has no space left
 	Detail   string // one more sentence for the user
-	// Error: the sandbox itself failed, nothing else here is valid.
+	// Error: the sandbox itself failed, nothing else here but Dest is valid.
 	Error string
+	// Dest is the place of the mount that could not be made, if Error is about one.
+	Dest Text
 }
 
-// Conn frames a stream. One goroutine may read while another writes.
+// Conn frames a stream. One goroutine may read while others write.
 type Conn struct {
 	rw     io.ReadWriter
 	header [headerSize]byte
 	buf    []byte
+
+	writing sync.Mutex
 }
 
 // NewConn frames rw.
@@ -143,6 +188,8 @@ func (c *Conn) Write(t Type, payload []byte) error {
 	b := make([]byte, headerSize, headerSize+len(payload))
 	b[0] = byte(t)
 	binary.BigEndian.PutUint32(b[1:], uint32(len(payload)))
+	c.writing.Lock()
+	defer c.writing.Unlock()
 	if _, err := c.rw.Write(append(b, payload...)); err != nil {
 		return fmt.Errorf("write frame %q: %w", t, err)
 	}
@@ -197,6 +244,32 @@ func (c *Conn) ReadJSON(t Type, v any) error {
 		return fmt.Errorf("read frame %q: %w", t, err)
 	}
 	return nil
+}
+
+// WriteConn writes a frame about connection n, with whatever follows its number.
+func (c *Conn) WriteConn(t Type, n uint32, b []byte) error {
+	return c.Write(t, append(binary.BigEndian.AppendUint32(make([]byte, 0, 4+len(b)), n), b...))
+}
+
+// ParseConn splits the payload of a frame about a connection.
+func ParseConn(b []byte) (n uint32, rest []byte, err error) {
+	if len(b) < 4 {
+		return 0, nil, fmt.Errorf("read frame: %d bytes are too few for a connection's number", len(b))
+	}
+	return binary.BigEndian.Uint32(b), b[4:], nil
+}
+
+// ParseOpen returns the numbers of the connection and of the mount in a TypeOpen.
+func ParseOpen(b []byte) (n uint32, mount int, err error) {
+	n, rest, err := ParseConn(b)
+	if err != nil {
+		return 0, 0, err
+	}
+	m, rest, err := ParseConn(rest)
+	if err == nil && len(rest) > 0 {
+		err = fmt.Errorf("read frame: %d bytes too many", len(rest))
+	}
+	return n, int(m), err
 }
 
 // Pieces is a writer that sends what is written to it as frames of one type.

@@ -1,0 +1,98 @@
+package buildkitd
+
+import (
+	"context"
+	"errors"
+	"strings"
+
+	gatewayapi "github.com/moby/buildkit/frontend/gateway/pb"
+	"github.com/moby/buildkit/solver/errdefs"
+	"github.com/moby/buildkit/solver/pb"
+	"github.com/moby/buildkit/util/grpcerrors"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/kiln-build/kiln/internal/diag"
+	"github.com/kiln-build/kiln/internal/sandbox"
+)
+
+// explain puts an error into the types that BuildKit's clients know: with the place in the
+// Dockerfile, which they print, and the exit code of a RUN step.
+func explain(err error) error {
+	if err == nil {
+		return nil
+	}
+	if _, ok := err.(interface{ GRPCStatus() *status.Status }); ok { //nolint:errorlint // not one in its chain
+		return err
+	}
+	said := &message{error: err, text: text(err)}
+	var out error = said
+	var exit *sandbox.ExitError
+	if errors.As(err, &exit) && !hasExit(err) {
+		out = &gatewayapi.ExitError{ExitCode: uint32(exit.Code), Err: out}
+	}
+	var d *diag.Error
+	if errors.As(err, &d) {
+		if at := place(err); at != nil && len(errdefs.Sources(err)) == 0 {
+			out = errdefs.WithSource(out, sourceOf(at))
+		}
+	}
+	if code := grpcerrors.Code(err); code == codes.Unknown && errors.Is(err, context.Canceled) {
+		out = grpcerrors.WrapCode(out, codes.Canceled)
+	}
+	return out
+}
+
+func hasExit(err error) bool {
+	var e *gatewayapi.ExitError
+	return errors.As(err, &e)
+}
+
+// message is an error in other words.
+type message struct {
+	error
+	text string
+}
+
+func (m *message) Error() string { return m.text }
+
+func (m *message) Unwrap() error { return m.error }
+
+// text is what an error says without the place in the Dockerfile, which clients
+// show themselves, and with what there is to do.
+func text(err error) string {
+	s, hint := err.Error(), ""
+	var d *diag.Error
+	for e := err; errors.As(e, &d); e = d.Err {
+		if d.At != nil && d.At.File != "" {
+			s = strings.Replace(s, d.Error(), d.Err.Error(), 1)
+		}
+		if hint == "" {
+			hint = d.Hint
+		}
+	}
+	if hint != "" {
+		s += " (" + strings.TrimSuffix(hint, ".") + ")"
+	}
+	return s
+}
+
+// place is the one nearest to the outside of err's chain.
+func place(err error) *diag.Location {
+	var d *diag.Error
+	for e := err; errors.As(e, &d); e = d.Err {
+		if d.At != nil {
+			return d.At
+		}
+	}
+	return nil
+}
+
+func sourceOf(at *diag.Location) *errdefs.Source {
+	return &errdefs.Source{
+		Info: &pb.SourceInfo{Filename: at.File, Data: []byte(strings.Join(at.Source, "\n")), Language: "Dockerfile"},
+		Ranges: []*pb.Range{{
+			Start: &pb.Position{Line: int32(at.Line)}, End: &pb.Position{Line: int32(max(at.EndLine, at.Line))},
+		}},
+	}
+}

@@ -1,0 +1,282 @@
+package buildkitd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"strings"
+
+	controlapi "github.com/moby/buildkit/api/services/control"
+	"github.com/moby/buildkit/session"
+	"github.com/moby/buildkit/solver/errdefs"
+	"github.com/moby/buildkit/util/entitlements"
+	"github.com/opencontainers/go-digest"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/kiln-build/kiln/internal/build"
+	"github.com/kiln-build/kiln/internal/buildkitd/peer"
+	"github.com/kiln-build/kiln/internal/frontend"
+	"github.com/kiln-build/kiln/internal/progress"
+	"github.com/kiln-build/kiln/internal/registry"
+)
+
+// Solve implements controlapi.ControlServer: it is one build, and ends with the client's request.
+func (s *Server) Solve(ctx context.Context, req *controlapi.SolveRequest) (*controlapi.SolveResponse, error) {
+	granted, err := s.check(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	j := &job{ref: req.Ref, owner: caller(ctx), status: newStatusLog()}
+	if req.Definition == nil && req.Frontend == "" {
+		j.bridge = newBridge(ctx, req.FrontendInputs)
+	}
+	done, err := s.jobs.add(j)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	defer j.status.end()
+	if req.Internal {
+		meta, err := s.solve(ctx, j, req, granted)
+		return &controlapi.SolveResponse{ExporterResponse: meta}, err
+	}
+	s.history.begin(j, req)
+	var meta map[string]string
+	err = errors.New("the build ended in an unforeseen way")
+	defer func() { s.history.end(context.WithoutCancel(ctx), j.ref, meta, err) }()
+	meta, err = s.solve(ctx, j, req, granted)
+	return &controlapi.SolveResponse{ExporterResponse: meta}, err
+}
+
+// check refuses what is not valid or not supported, before anything is done, and puts what clients of
+// old versions say into the words of new ones.
+func (s *Server) check(ctx context.Context, req *controlapi.SolveRequest) (entitlements.Set, error) {
+	invalid := func(format string, a ...any) (entitlements.Set, error) {
+		return nil, status.Errorf(codes.InvalidArgument, format, a...)
+	}
+	unsupported := func(what string) (entitlements.Set, error) {
+		return nil, status.Errorf(codes.Unimplemented, "%s not supported", what)
+	}
+	switch {
+	case !identifier.MatchString(req.Ref):
+		return invalid("the build's ref %.100q is not valid", req.Ref)
+	case req.Session != "" && !identifier.MatchString(req.Session):
+		return invalid("the session's id %.100q is not valid", req.Session)
+	case req.Session != "" && !s.sessions.allowed(req.Session, caller(ctx)):
+		return nil, status.Error(codes.PermissionDenied, "the session belongs to another client")
+	case req.Definition != nil && req.Definition.Def != nil && req.Frontend != "":
+		return invalid("cannot solve with both Definition and Frontend specified")
+	case req.CompatibilityVersion != 0 && req.CompatibilityVersion != compatibility:
+		return unsupported(fmt.Sprintf("compatibility-version %d is", req.CompatibilityVersion))
+	case len(req.SourcePolicy.GetRules()) > 0 || req.SourcePolicySession != "":
+		return unsupported("source policies are")
+	case req.ProxyNetwork:
+		return unsupported("the proxy network is")
+	case len(req.GetCache().GetExports()) > 0 || req.GetCache().GetExportRefDeprecated() != "":
+		return unsupported("cache exports are")
+	case len(req.GetCache().GetImports()) > 0 || len(req.GetCache().GetImportRefsDeprecated()) > 0:
+		return unsupported("cache imports are")
+	}
+	if len(req.Exporters) == 0 && req.ExporterDeprecated != "" {
+		req.Exporters = []*controlapi.Exporter{{Type: req.ExporterDeprecated, Attrs: req.ExporterAttrsDeprecated}}
+	}
+	return s.grant(req.Entitlements)
+}
+
+// compatibility is the version of BuildKit's compatibility rules that results follow.
+const compatibility = 30
+
+// grant gives the client what it asks for, of what the server may give.
+func (s *Server) grant(asked []string) (entitlements.Set, error) {
+	convert := func(names []string) []entitlements.Entitlement {
+		es := make([]entitlements.Entitlement, 0, len(names)) // nil would mean all
+		for _, n := range names {
+			es = append(es, entitlements.Entitlement(n))
+		}
+		return es
+	}
+	set, err := entitlements.WhiteList(convert(asked), convert(s.opt.Entitlements))
+	if err != nil {
+		return nil, status.Error(codes.PermissionDenied, err.Error())
+	}
+	return set, nil
+}
+
+// solve runs a build from its beginning to the end, and returns what is said about the result.
+func (s *Server) solve(ctx context.Context, j *job, req *controlapi.SolveRequest, granted entitlements.Set) (map[string]string, error) {
+	rec := progress.NewRecorder(progress.NewThin(j.status))
+	scratch, cleanup, err := s.opt.Store.TempDir("client")
+	if err != nil {
+		return nil, err
+	}
+	defer cleanup()
+	get := func(ctx context.Context, id string) (session.Caller, error) { return s.sessions.get(ctx, id, j.owner) }
+	p := peer.New(ctx, get, req.Session, scratch)
+	defer p.Close()
+	x, insecure, err := outputs(req.Exporters, p, 0)
+	if err != nil {
+		return nil, err
+	}
+	ro := s.opt.Registry
+	ro.Keychain, ro.Insecure = p, append(insecure, ro.Insecure...)
+	reg, err := registry.New(ro)
+	if err != nil {
+		return nil, err
+	}
+	env := build.Env{Store: s.opt.Store, Registry: reg, Progress: rec, Sandbox: s.opt.Sandbox, Parallel: s.opt.Parallel, Environ: s.opt.Environ}
+	b, err := build.Open(ctx, env, build.Inputs{Contexts: p, Layouts: p, Pull: true})
+	if err != nil {
+		return nil, err
+	}
+	defer b.Close()
+	if j.bridge != nil {
+		defer j.bridge.close()
+	}
+	run := &running{build: b, peer: p, session: req.Session, granted: granted, rec: rec, status: j.status}
+	res, err := run.result(ctx, j, req)
+	if err != nil {
+		return nil, ending(ctx, err)
+	}
+	if req.EnableSessionExporter {
+		if err := run.addOutputs(ctx, res, &x); err != nil {
+			return nil, ending(ctx, err)
+		}
+	}
+	meta, err := run.export(ctx, res, x)
+	if err == nil && req.EnableSessionExporter {
+		err = p.FinalizeExport(ctx, meta)
+	}
+	return meta, ending(ctx, err)
+}
+
+// ending prefers the reason why a build was ended to what that led to.
+func ending(ctx context.Context, err error) error {
+	if cause := context.Cause(ctx); err != nil && cause != nil {
+		return cause
+	}
+	return err
+}
+
+// running is a build with what its client has been granted.
+type running struct {
+	build   *build.Build
+	peer    *peer.Peer
+	session string
+	granted entitlements.Set
+	rec     *progress.Recorder
+	status  *statusLog
+}
+
+// result is what the request's front end makes, or the client in its place.
+func (r *running) result(ctx context.Context, j *job, req *controlapi.SolveRequest) (*frontend.Result, error) {
+	if j.bridge != nil {
+		return j.bridge.serve(ctx, r)
+	}
+	return r.solve(ctx, request{
+		Definition: req.Definition, Frontend: req.Frontend, Attrs: req.FrontendAttrs, Inputs: req.FrontendInputs,
+	})
+}
+
+// request asks for a definition, or for what a front end makes.
+type request struct {
+	Definition *frontend.Definition
+	Frontend   string
+	Attrs      map[string]string
+	Inputs     map[string]*frontend.Definition
+	Evaluate   bool // the results are computed at once
+}
+
+// solve makes a result; nothing needs to have been computed.
+func (r *running) solve(ctx context.Context, req request) (res *frontend.Result, err error) {
+	switch {
+	case req.Definition.GetDef() != nil && req.Frontend != "":
+		return nil, status.Error(codes.InvalidArgument, "cannot solve with both Definition and Frontend specified")
+	case req.Definition.GetDef() != nil:
+		res = &frontend.Result{Ref: req.Definition}
+	case req.Frontend != "":
+		if res, err = r.frontend(ctx, req); err != nil {
+			fe := errdefs.Frontend{Name: req.Frontend, Source: req.Attrs["source"]}
+			return nil, fe.WrapError(err)
+		}
+	default:
+		return &frontend.Result{}, nil
+	}
+	if err := r.allowed(res); err != nil {
+		return nil, err
+	}
+	if req.Evaluate {
+		err = res.Each(func(def *frontend.Definition) error { return r.build.Evaluate(ctx, def) })
+	}
+	return res, err
+}
+
+// frontend runs the front end that is linked in, by one of the names that it goes by.
+func (r *running) frontend(ctx context.Context, req request) (*frontend.Result, error) {
+	attrs := req.Attrs
+	switch req.Frontend {
+	case "dockerfile.v0":
+	case "gateway.v0":
+		source := attrs["source"]
+		if source == "" {
+			return nil, errors.New("no source specified for gateway")
+		}
+		if source != "dockerfile.v0" {
+			if err := frontend.Builtin(source); err != nil {
+				return nil, err
+			}
+		}
+		attrs = maps.Clone(attrs)
+		delete(attrs, "source")
+	default:
+		return nil, status.Errorf(codes.InvalidArgument, "invalid frontend: %s", req.Frontend)
+	}
+	return r.build.Frontend(ctx, frontend.Input{Attrs: attrs, Inputs: req.Inputs, SessionID: r.session, Contexts: r.peer})
+}
+
+// addOutputs adds those that the client chooses when it knows the result.
+func (r *running) addOutputs(ctx context.Context, res *frontend.Result, x *build.Export) error {
+	var refs []string
+	_ = res.Each(func(def *frontend.Definition) error {
+		if n := len(def.GetDef()); n > 0 {
+			refs = append(refs, digest.FromBytes(def.Def[n-1]).String())
+		}
+		return nil
+	})
+	found, err := r.peer.FindExporters(ctx, res.Metadata, refs)
+	if err != nil {
+		return err
+	}
+	more, insecure, err := outputs(found, r.peer, len(x.Outputs))
+	if err != nil {
+		return err
+	}
+	if len(insecure) > 0 {
+		return status.Error(codes.Unimplemented, "exporters that the session chooses cannot use registry.insecure")
+	}
+	x.Outputs = append(x.Outputs, more.Outputs...)
+	return nil
+}
+
+// export writes the result to where it was asked for.
+func (r *running) export(ctx context.Context, res *frontend.Result, x build.Export) (map[string]string, error) {
+	plan, err := res.Plan()
+	if err != nil {
+		return nil, err
+	}
+	out, err := r.build.Export(ctx, plan, x)
+	if err != nil {
+		return nil, err
+	}
+	meta, err := out.Metadata()
+	if err != nil {
+		return nil, err
+	}
+	for k, v := range res.Metadata {
+		if strings.HasPrefix(k, "frontend.") {
+			meta[k] = string(v)
+		}
+	}
+	return meta, nil
+}

@@ -1,0 +1,94 @@
+package buildctl
+
+import (
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/kiln-build/kiln/internal/build"
+	"github.com/kiln-build/kiln/internal/cli/console"
+	"github.com/kiln-build/kiln/internal/diag"
+	"github.com/spf13/cobra"
+)
+
+// parse reads a command line of buildctl build.
+func parse(t *testing.T, env map[string]string, args ...string) (build.Request, *buildFlags, error) {
+	t.Helper()
+	cmd := &cobra.Command{}
+	f := newBuildFlags(cmd)
+	if err := cmd.ParseFlags(Arguments(args)); err != nil {
+		return build.Request{}, f, err
+	}
+	req, err := f.request(func(k string) string { return env[k] })
+	return req, f, err
+}
+
+// TestPipelineLine is the line that people have in their Jenkinsfiles.
+func TestPipelineLine(t *testing.T) {
+	req, _, err := parse(t, nil, strings.Fields(
+		"--frontend dockerfile.v0 --local context=. --local dockerfile=. --output type=image,name=REGISTRY/NAME:TAG,push=true")...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if req.Locals["context"] != "." || req.Locals["dockerfile"] != "." || len(req.Outputs) != 1 {
+		t.Errorf("%+v", req)
+	}
+	if o := req.Outputs[0]; o.Type != "image" || !o.Push || !slices.Equal(o.Names, []string{"REGISTRY/NAME:TAG"}) {
+		t.Errorf("%+v", o)
+	}
+}
+
+func TestOptions(t *testing.T) {
+	env := map[string]string{"FROM_ENV": "e", "SOURCE_DATE_EPOCH": "5"}
+	req, _, err := parse(t, env,
+		"-frontend=dockerfile.v0", "--local", "context=a", "-local", "dockerfile=b=c", "--oci-layout", "l=dir",
+		"--opt", "target=x", "--opt", "build-arg:A=1=2", "--opt", "build-arg:FROM_ENV", "--opt", "build-arg:UNSET", "--opt", "label:l=v",
+		"--opt", "platform=linux/amd64,linux/arm64", "--opt", "filename=D.other", "--opt", "context:n=docker-image://x", "--opt", "target=y",
+		"--opt", "image-resolve-mode=pull", "--no-cache", "-o", `type=image,"name=h.example:5000/a,docker.io/b",registry.insecure=true,push=true`,
+		"--output", "type=oci", "--output=type=tar,dest=f", "--output", "type=oci,tar=false,dest=d",
+	)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := fmt.Sprint(
+		req.Locals, req.Layouts, req.Attrs, req.BuildArgs, req.Labels, req.Target, len(req.Platforms), req.Pull, req.NoCache, req.InsecureHosts(), req.Outputs,
+	)
+	want := "map[context:a dockerfile:b=c] map[l:dir] map[context:n:docker-image://x filename:D.other] " +
+		"map[A:1=2 FROM_ENV:e SOURCE_DATE_EPOCH:5] map[l:v]y2 true true [h.example:5000 docker.io] " +
+		"[type=image,push=true,registry.insecure=true,name=h.example:5000/a,name=docker.io/b type=oci,dest=- type=tar,dest=f type=oci,dest=d,tar=false]"
+	if got != want {
+		t.Errorf("got\n%s\nwant\n%s", got, want)
+	}
+}
+
+func TestGatewayFrontend(t *testing.T) {
+	req, _, err := parse(t, nil, "--frontend", "gateway.v0", "--opt", "source=docker/dockerfile:1.4", "--local", "context=.")
+	if err != nil || req.BuildArgs["BUILDKIT_SYNTAX"] != "docker/dockerfile:1.4" {
+		t.Errorf("%v, %v", req.BuildArgs, err)
+	}
+}
+
+func TestRefused(t *testing.T) {
+	for line, want := range map[string]string{
+		"--frontend other.v0":                                          `front end "other.v0"`,
+		"--frontend gateway.v0":                                        "source=docker/dockerfile",
+		"--frontend dockerfile.v0 --local .":                           "NAME=VALUE",
+		"--frontend dockerfile.v0 --opt target":                        "NAME=VALUE",
+		"--frontend dockerfile.v0 --opt platform=a/b/c/d/e":            "platform",
+		"--frontend dockerfile.v0 --output name=x":                     "type=TYPE",
+		"--frontend dockerfile.v0 --output type=nosuch":                `"nosuch"`,
+		"--frontend dockerfile.v0 --output type=local":                 "dest=PATH",
+		"--frontend dockerfile.v0 -o type=image,registry.insecure=yes": "true or false",
+		"--nosuch": "nosuch",
+	} {
+		if _, _, err := parse(t, nil, strings.Fields(line)...); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v", line, err)
+		}
+	}
+	c := &console.Console{Streams: console.Streams{In: strings.NewReader(""), Out: io.Discard, Err: io.Discard}, Getenv: func(string) string { return "" }}
+	if code := c.Execute(t.Context(), New(c), []string{"build", "--frontend", "x"}); code != diag.ExitUsage {
+		t.Errorf("exit code %d", code)
+	}
+}
