@@ -39,6 +39,7 @@ var levels = map[string]int{
 	"internal/engine":         4,
 	"internal/frontend":       4,
 	"internal/export":         5,
+	"internal/cache/remote":   5,
 	"internal/build":          6,
 	"internal/buildkitd":      7,
 	"internal/cli":            8,

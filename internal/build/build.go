@@ -9,6 +9,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/kiln-build/kiln/internal/cache"
+	remotecache "github.com/kiln-build/kiln/internal/cache/remote"
 	"github.com/kiln-build/kiln/internal/engine"
 	"github.com/kiln-build/kiln/internal/engine/llb"
 	"github.com/kiln-build/kiln/internal/frontend"
@@ -27,6 +28,8 @@ type Inputs struct {
 	// Secrets and SSH are what a user passed for this build; nil: nothing.
 	Secrets remote.Secrets
 	SSH     remote.SSH
+	// CacheFrom are the caches that are asked, in this order, for what the store's does not have.
+	CacheFrom []cache.Spec
 }
 
 // Layouts opens the OCI layouts that a build may start from.
@@ -48,6 +51,8 @@ type Layout interface {
 type Build struct {
 	Env
 	images  *images
+	caches  *caches
+	lost    *lost
 	solver  *engine.Solver
 	closers closers
 }
@@ -67,13 +72,18 @@ func Open(ctx context.Context, env Env, in Inputs) (*Build, error) {
 		return nil, errors.Join(err, b.Close())
 	}
 	b.closers = append(b.closers, func() error { cleanup(); return nil })
+	b.caches, b.lost = &caches{env: env, fetcher: b.images, open: map[string]*remotecache.Cache{}}, &lost{}
 	b.solver = engine.New(engine.Config{
 		Store: b.Store, Cache: cache.NewLocal(b.Store), Images: b.images, Contexts: in.Contexts, Sandbox: b.Sandbox,
 		Secrets: in.Secrets, SSH: in.SSH,
+		From: b.caches.readers, Lost: func(l image.Layer) bool { return b.lost.has(b.Store, l) },
 		Remotes:    remote.Env{Dir: dir, Environ: b.Environ, Memory: b.Store, Limits: layer.DefaultLimits()},
 		ResolvConf: resolvConf(), Progress: b.Progress, Parallel: b.Parallel,
 	})
-	b.closers = append(b.closers, b.solver.Close)
+	b.closers = append(b.closers, b.solver.Close, b.caches.close)
+	if err := b.UseCaches(in.CacheFrom...); err != nil {
+		return nil, errors.Join(err, b.Close())
+	}
 	return b, nil
 }
 
@@ -99,25 +109,31 @@ func (b *Build) ResolveLayout(ctx context.Context, name string, d digest.Digest,
 
 // Evaluate computes a definition and fetches nothing of its result.
 func (b *Build) Evaluate(ctx context.Context, def *frontend.Definition) error {
-	_, err := b.solve(ctx, def, nil)
-	return err
+	return b.again(ctx, func() error {
+		_, err := b.solve(ctx, def, engine.Watch{})
+		return err
+	})
 }
 
 // Tree computes a definition and opens its files. It makes Build a frontend.Files.
 func (b *Build) Tree(ctx context.Context, def *frontend.Definition) (tree.Tree, error) {
-	res, err := b.solve(ctx, def, nil)
-	if err != nil {
-		return nil, err
-	}
-	return b.solver.Tree(ctx, res)
+	var t tree.Tree
+	err := b.again(ctx, func() error {
+		res, err := b.solve(ctx, def, engine.Watch{})
+		if err == nil {
+			t, err = b.solver.Tree(ctx, res)
+		}
+		return err
+	})
+	return t, err
 }
 
-func (b *Build) solve(ctx context.Context, def *frontend.Definition, onLayers engine.OnLayers) (engine.Result, error) {
+func (b *Build) solve(ctx context.Context, def *frontend.Definition, w engine.Watch) (engine.Result, error) {
 	g, err := llb.Decode(def)
 	if err != nil {
 		return engine.Result{}, err
 	}
-	return b.solver.Solve(ctx, g, onLayers)
+	return b.solver.Solve(ctx, g, w)
 }
 
 // resolvConf is the builder's own; without one, names cannot be resolved in

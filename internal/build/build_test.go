@@ -57,6 +57,8 @@ type events struct {
 	ran   map[int]bool
 	done  map[int]progress.Event
 	watch func(progress.Event)
+
+	warned []string
 }
 
 func (e *events) Send(ev progress.Event) {
@@ -65,6 +67,8 @@ func (e *events) Send(ev progress.Event) {
 	switch ev.Kind {
 	case progress.StepPlanned:
 		e.names[ev.Step] = ev.Name
+	case progress.Warning:
+		e.warned = append(e.warned, ev.Text)
 	case progress.StepStarted:
 		e.ran[ev.Step] = true
 	case progress.StepDone:

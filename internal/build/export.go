@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"cmp"
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"slices"
@@ -12,6 +13,9 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/semaphore"
 
+	"github.com/kiln-build/kiln/internal/cache"
+	"github.com/kiln-build/kiln/internal/cache/remote"
+	"github.com/kiln-build/kiln/internal/engine"
 	"github.com/kiln-build/kiln/internal/export"
 	"github.com/kiln-build/kiln/internal/frontend"
 	"github.com/kiln-build/kiln/internal/image"
@@ -23,6 +27,8 @@ import (
 type Export struct {
 	Outputs     []Output
 	Compression layer.Compression // of new layers, where an output does not say; empty: gzip
+	// CacheTo is the cache that is written, and type=inline beside it.
+	CacheTo []cache.Spec
 }
 
 // exporting is a plan on its way to its outputs.
@@ -31,6 +37,7 @@ type exporting struct {
 	Export
 	variants []*variant
 	packing  *semaphore.Weighted // compression uses all CPUs: one layer at a time
+	writing  writing
 }
 
 // files is the root file system that was built for a platform.
@@ -56,7 +63,23 @@ func (b *Build) Export(ctx context.Context, plan *frontend.Plan, x Export) (*Res
 			return nil, err
 		}
 	}
+	x.Compression = cmp.Or(x.Compression, layer.Gzip)
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
 	e := &exporting{Build: b, Export: x, variants: variants(x.Outputs), packing: semaphore.NewWeighted(1)}
+	var err error
+	if e.writing, err = b.write(ctx, x, e.variants, cancel); err != nil {
+		return nil, err
+	}
+	res, err := e.run(ctx, plan)
+	if err != nil {
+		return nil, because(ctx, err) // maybe a cache that could not be written
+	}
+	return res, nil
+}
+
+// run computes a plan and writes what comes of it.
+func (e *exporting) run(ctx context.Context, plan *frontend.Plan) (*Result, error) {
 	var built []files
 	for _, p := range plan.Platforms {
 		f, err := e.platform(ctx, p)
@@ -65,16 +88,39 @@ func (b *Build) Export(ctx context.Context, plan *frontend.Plan, x Export) (*Res
 		}
 		built = append(built, f)
 	}
+	// Before there is any name for the result: a build that fails has given none.
+	if err := e.writing.flush(ctx); err != nil {
+		return nil, err
+	}
 	return e.export(ctx, built, plan.Multi)
 }
 
 // platform builds for one platform: the root file system, and of it each variant's image.
+// Layers that a cache promised and that cannot be had are built in another attempt.
 func (e *exporting) platform(ctx context.Context, p frontend.PlatformPlan) (files, error) {
+	var built files
+	var images []*image.Image
+	err := e.again(ctx, func() (err error) {
+		built, images, err = e.attempt(ctx, p)
+		return err
+	})
+	if err != nil {
+		return built, err
+	}
+	for i, v := range e.variants {
+		v.built = append(v.built, images[i])
+	}
+	return built, nil
+}
+
+// attempt is platform, if no cache fails.
+func (e *exporting) attempt(whole context.Context, p frontend.PlatformPlan) (files, []*image.Image, error) {
 	built := files{platform: p.Platform, epoch: p.Epoch}
-	ctx, cancel := context.WithCancelCause(ctx)
+	ctx, cancel := context.WithCancelCause(whole)
 	var ups []*uploads
 	for _, v := range e.variants {
 		up := newUploads(e, v, p.Epoch, cancel)
+		up.pushes = func() ([]*export.Push, error) { return e.openPushes(whole, v) }
 		defer up.wait()
 		ups = append(ups, up)
 	}
@@ -84,26 +130,53 @@ func (e *exporting) platform(ctx context.Context, p frontend.PlatformPlan) (file
 			up.begin(ctx, ls)
 		}
 	}
-	res, err := e.solve(ctx, p.Definition, begin)
+	var results results
+	w := engine.Watch{Layers: begin}
+	if e.writing.any() {
+		w.Record = func(r engine.Recorded) {
+			e.writing.keep(r)
+			results.add(r)
+		}
+	}
+	res, err := e.solve(ctx, p.Definition, w)
 	if err != nil {
-		return built, err
+		return built, nil, err
 	}
 	if built.layers, err = e.solver.Layers(ctx, res); err != nil {
-		return built, err
+		return built, nil, err
 	}
 	begin(built.layers)
+	var images []*image.Image
 	for i, v := range e.variants {
 		layers, err := ups[i].finish()
-		if err != nil {
-			return built, err
+		if err == nil && v.stays() {
+			layers, err = e.bring(ctx, layers, true)
 		}
-		img, err := v.assemble(p, layers)
 		if err != nil {
-			return built, err
+			return built, nil, err
 		}
-		v.built = append(v.built, img)
+		img, err := e.assemble(v, p, layers, built.layers, results.all)
+		if err != nil {
+			return built, nil, err
+		}
+		images = append(images, img)
 	}
-	return built, nil
+	if slices.ContainsFunc(e.Outputs, func(o Output) bool { return o.Files() }) {
+		built.layers, err = e.bring(ctx, built.layers, false)
+	}
+	return built, images, err
+}
+
+// assemble makes a variant's image, with the records of its own layers if that was asked for.
+func (e *exporting) assemble(v *variant, p frontend.PlatformPlan, layers, computed []image.Layer, results []remote.InlineResult) (*image.Image, error) {
+	if !e.writing.inline {
+		return v.assemble(p, layers, nil)
+	}
+	records, err := remote.EncodeInline(results, computed, layers, v.clampTo(p.Epoch))
+	if err != nil {
+		return nil, err
+	}
+	return v.assemble(p, layers, map[string]json.RawMessage{remote.InlineField: records})
 }
 
 // export writes the finished images to all outputs: files first, then what

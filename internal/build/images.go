@@ -15,6 +15,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/kiln-build/kiln/internal/cache/remote"
 	"github.com/kiln-build/kiln/internal/image"
 	"github.com/kiln-build/kiln/internal/registry"
 	"github.com/kiln-build/kiln/internal/store"
@@ -139,8 +140,15 @@ func (s *images) layout(ctx context.Context, name string) (Layout, error) {
 	return l, nil
 }
 
-// Fetch implements image.Fetcher.
+// Fetch implements image.Fetcher. Its errors, and those of reading, are *image.LostError.
 func (s *images) Fetch(ctx context.Context, l image.Layer) (io.ReadCloser, error) {
+	return image.Tracking(image.FetcherFunc(s.fetch)).Fetch(ctx, l)
+}
+
+func (s *images) fetch(ctx context.Context, l image.Layer) (io.ReadCloser, error) {
+	if dir, ok := strings.CutPrefix(l.Origin, remote.DirectoryOrigin); ok {
+		return image.LayoutBlobs(dir).Fetch(ctx, l)
+	}
 	if l.Origin != "" {
 		return s.registry.Fetch(ctx, l)
 	}

@@ -16,6 +16,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/kiln-build/kiln/internal/cache"
 	"github.com/kiln-build/kiln/internal/export"
 	"github.com/kiln-build/kiln/internal/layer"
 	"github.com/kiln-build/kiln/internal/progress"
@@ -59,6 +60,10 @@ type Request struct {
 	Ulimits []units.Ulimit // of RUN steps
 	ShmSize int64          // bytes of /dev/shm in RUN steps; 0: docker's 64 MiB
 	Timeout time.Duration  // of the whole build; 0: none
+
+	// CacheFrom are the caches that are asked, in this order, for what the store's
+	// does not have; CacheTo is the one that is written, and type=inline beside it.
+	CacheFrom, CacheTo []cache.Spec
 
 	Outputs     []export.Spec      // none: the local store
 	Compression layer.Compression  // of new layers, where an output does not say

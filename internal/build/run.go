@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/kiln-build/kiln/internal/cache"
 	"github.com/kiln-build/kiln/internal/diag"
 	"github.com/kiln-build/kiln/internal/engine/llb"
 	"github.com/kiln-build/kiln/internal/frontend"
@@ -24,7 +25,7 @@ func Run(ctx context.Context, env Env, req Request) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
-	env.warn(req)
+	env.note(req)
 	var res *Result
 	err = withPlan(ctx, env, req, func(b *Build, p *frontend.Plan) (err error) {
 		res, err = b.Export(ctx, p, x)
@@ -61,11 +62,8 @@ func limited(ctx context.Context, req Request) (context.Context, context.CancelF
 		diag.New(diag.ExitTimeout, "the build took longer than --timeout %s", req.Timeout))
 }
 
-// warn says what is asked for in a way that has no effect here.
-func (e Env) warn(req Request) {
-	if inline, _ := strconv.ParseBool(req.BuildArgs["BUILDKIT_INLINE_CACHE"]); inline {
-		e.Progress.Warn("build argument BUILDKIT_INLINE_CACHE has no effect: no cache is written into the image")
-	}
+// note says what is asked for in a way that has no effect here.
+func (e Env) note(req Request) {
 	if req.Attrs["cgroup-parent"] != "" {
 		e.Progress.Note("cgroup-parent has no meaning here: steps are in the builder's control group")
 	}
@@ -74,7 +72,12 @@ func (e Env) warn(req Request) {
 // exports is what a request says of outputs.
 func exports(req Request) (Export, error) {
 	outs, err := outputs(req)
-	return Export{Outputs: outs, Compression: req.Compression}, err
+	x := Export{Outputs: outs, Compression: req.Compression, CacheTo: req.CacheTo}
+	isInline := func(s cache.Spec) bool { return s.Type == cache.Inline }
+	if on, _ := strconv.ParseBool(req.BuildArgs["BUILDKIT_INLINE_CACHE"]); on && !slices.ContainsFunc(x.CacheTo, isInline) {
+		x.CacheTo = append(slices.Clip(x.CacheTo), cache.Spec{Type: cache.Inline, Mode: cache.Min})
+	}
+	return x, err
 }
 
 // withPlan opens the build that a request asks for, makes its plan, and calls f with both.
@@ -103,7 +106,7 @@ func withBuild(ctx context.Context, env Env, req Request, f func(*Build, fronten
 	if err != nil {
 		return err
 	}
-	in.Contexts, in.Layouts = c.trees, c.layouts
+	in.Contexts, in.Layouts, in.CacheFrom = c.trees, c.layouts, req.CacheFrom
 	b, err := Open(ctx, env, in)
 	if err != nil {
 		return err

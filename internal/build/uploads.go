@@ -9,6 +9,7 @@ import (
 
 	"github.com/kiln-build/kiln/internal/export"
 	"github.com/kiln-build/kiln/internal/image"
+	"github.com/kiln-build/kiln/internal/layer"
 )
 
 // uploads compresses the layers of one platform's result for a variant, and sends them
@@ -17,8 +18,10 @@ type uploads struct {
 	e     *exporting
 	v     *variant
 	epoch *time.Time              // nothing in new layers is to be younger; nil: times stay
-	fail  context.CancelCauseFunc // ends the build: what cannot be sent need not be built
+	fail  context.CancelCauseFunc // ends the attempt: what cannot be sent need not be built
 	wg    sync.WaitGroup
+	// pushes opens the repositories that the variant goes to, for all attempts.
+	pushes func() ([]*export.Push, error)
 
 	mu     sync.Mutex
 	layers []*upload
@@ -71,7 +74,7 @@ func (u *uploads) send(ctx context.Context, l image.Layer) (image.Layer, error) 
 		return l, err
 	}
 	l = packed
-	ps, err := u.e.openPushes(ctx, u.v)
+	ps, err := u.pushes()
 	if err != nil {
 		return l, err
 	}
@@ -83,17 +86,19 @@ func (u *uploads) send(ctx context.Context, l image.Layer) (image.Layer, error) 
 	return l, nil
 }
 
-// pack gives a layer its compressed blob. A layer that some registry has
-// keeps the blob it has there, unless the compression is insisted on.
+// pack gives a layer its compressed blob. A base image's layer that some registry has
+// keeps the blob it has there, unless the compression is insisted on; one that a cache has
+// does if it is what would be made here.
 func (u *uploads) pack(ctx context.Context, l image.Layer) (image.Layer, error) {
-	if l.Origin != "" && l.Blob.Digest != "" && !u.v.Force {
+	there := l.Origin != "" && l.Blob.Digest != ""
+	if !l.Built() && there && !u.v.Force {
 		return l, nil
 	}
 	if err := u.e.packing.Acquire(ctx, 1); err != nil {
 		return l, context.Cause(ctx)
 	}
 	defer u.e.packing.Release(1)
-	if l.Created.IsZero() { // it came with a base image
+	if !l.Built() {
 		if u.v.Force {
 			return u.repack(ctx, l)
 		}
@@ -101,7 +106,19 @@ func (u *uploads) pack(ctx context.Context, l image.Layer) (image.Layer, error) 
 	}
 	if u.epoch != nil {
 		var err error
-		if l, err = export.ClampLayer(ctx, u.e.Store, u.e.images, l, *u.epoch); err != nil {
+		l, err = u.e.clamped(ctx, l, *u.epoch, func() (image.Layer, error) {
+			return export.ClampLayer(ctx, u.e.Store, u.e.images, l, *u.epoch)
+		})
+		if err != nil {
+			return l, err
+		}
+		there = l.Origin != "" && l.Blob.Digest != ""
+	}
+	if there {
+		if u.v.Level == 0 && l.Blob.MediaType == layer.MediaType(u.v.Compression) {
+			return l, nil
+		}
+		if _, err := image.Unpack(ctx, u.e.Store, l, u.e.images, nil); err != nil {
 			return l, err
 		}
 	}

@@ -2,6 +2,7 @@ package build
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"slices"
 	"strings"
@@ -61,14 +62,15 @@ func (v *variant) clampTo(epoch *time.Time) *time.Time {
 }
 
 // assemble makes the image of a platform's layers, which have their blobs.
-func (v *variant) assemble(p frontend.PlatformPlan, layers []image.Layer) (*image.Image, error) {
+// extra are further fields of its config.
+func (v *variant) assemble(p frontend.PlatformPlan, layers []image.Layer, extra map[string]json.RawMessage) (*image.Image, error) {
 	opt := image.AssembleOptions{
 		Config: p.Config, BaseConfig: p.BaseConfig, Epoch: v.clampTo(p.Epoch), DockerTypes: v.DockerTypes,
-		Annotations: v.Annotations.Of(export.ToManifest, &p.Platform),
+		Annotations: v.Annotations.Of(export.ToManifest, &p.Platform), Extra: extra,
 	}
 	for _, l := range layers {
 		n := image.NewLayer{Layer: l}
-		if !l.Created.IsZero() {
+		if l.Built() {
 			n.Created = &l.Created
 		}
 		opt.Layers = append(opt.Layers, n)
@@ -104,6 +106,11 @@ func (v *variant) top() []byte {
 		return v.index
 	}
 	return v.built[0].RawManifest
+}
+
+// stays reports whether the image, or an archive of it, is kept on this machine.
+func (v *variant) stays() bool {
+	return slices.ContainsFunc(v.outputs, func(o Output) bool { return o.ToStore() || !o.ToRegistry() })
 }
 
 // names are those that outputs of a kind give the image.

@@ -1,8 +1,9 @@
 // Package cache remembers what operations produced: cache key → Record.
 //
 // A key covers everything that the result depends on (docs/design/cache-key.md), so
-// a record is never wrong, only gone. Index is the seam behind which the
-// local store and, later, registries stand.
+// a record is never wrong, only gone. Index is the seam behind which the local
+// store stands, and caches in registries, directories and images (package
+// remote). Package cachetest is what all of them have to do.
 package cache
 
 import (
@@ -22,12 +23,20 @@ type Record struct {
 	// Layers of the resulting root file system, the bottom first: the whole
 	// chain, so that a hit needs no other record.
 	Layers []image.Layer `json:"layers"`
+	// Content is the operation's key by the content of its inputs, if this is
+	// the record of its key by definition: whoever saves it saves it under both.
+	Content digest.Digest `json:"content,omitempty"`
 }
 
-// Index looks records up by key. Safe for concurrent use.
-type Index interface {
+// Reader looks records up by key. Safe for concurrent use.
+type Reader interface {
 	// Lookup returns nil and no error if there is no record.
 	Lookup(ctx context.Context, key digest.Digest) (*Record, error)
+}
+
+// Index is a Reader that can be added to. Safe for concurrent use.
+type Index interface {
+	Reader
 	// Save keeps a record; a record of the same key is replaced.
 	Save(ctx context.Context, key digest.Digest, r Record) error
 }
@@ -64,6 +73,9 @@ func (l *Local) Lookup(_ context.Context, key digest.Digest) (*Record, error) {
 }
 
 func valid(r Record) bool {
+	if r.Content != "" && r.Content.Validate() != nil {
+		return false
+	}
 	for _, l := range r.Layers {
 		if l.DiffID.Validate() != nil {
 			return false
@@ -77,6 +89,15 @@ func valid(r Record) bool {
 
 // Save implements Index.
 func (l *Local) Save(_ context.Context, key digest.Digest, r Record) error {
+	if r.Content != "" && r.Content != key {
+		if err := l.put(r.Content, Record{Layers: r.Layers}); err != nil {
+			return err
+		}
+	}
+	return l.put(key, r)
+}
+
+func (l *Local) put(key digest.Digest, r Record) error {
 	b, err := json.Marshal(r)
 	if err != nil {
 		return fmt.Errorf("save cache record: %w", err)

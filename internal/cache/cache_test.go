@@ -10,7 +10,9 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/kiln-build/kiln/internal/cache"
+	"github.com/kiln-build/kiln/internal/cache/cachetest"
 	"github.com/kiln-build/kiln/internal/image"
+	"github.com/kiln-build/kiln/internal/store"
 )
 
 // TestFraming: no two sequences of values give one key.
@@ -87,4 +89,13 @@ func TestLocal(t *testing.T) {
 			t.Errorf("%s: %+v %v", bad, got, err)
 		}
 	}
+}
+
+func TestLocalConformance(t *testing.T) {
+	cachetest.Run(t, func(t *testing.T) cachetest.Backend {
+		l := cache.NewLocal(cachetest.NewStore(t))
+		return cachetest.Backend{Open: func(*testing.T, *store.Store) (cache.Index, func(context.Context) error) {
+			return l, func(context.Context) error { return nil }
+		}}
+	})
 }

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/containerd/platforms"
+	"github.com/kiln-build/kiln/internal/cache"
 	"github.com/kiln-build/kiln/internal/diag"
 	"github.com/kiln-build/kiln/internal/export"
 	"github.com/kiln-build/kiln/internal/frontend"
@@ -50,6 +51,8 @@ type buildFlags struct {
 	Platforms    []string
 	NoCache      bool
 	NoCacheOf    []string // stages
+	CacheFrom    []string
+	CacheTo      []string
 	Pull         bool
 	Push         bool
 	Load         bool
@@ -94,6 +97,8 @@ func newBuildFlags(cmd *cobra.Command) *buildFlags {
 	fl.StringSliceVar(&f.Platforms, "platform", nil, "platform to build for, OS/ARCH[/VARIANT] (default this machine's)")
 	fl.BoolVar(&f.NoCache, "no-cache", false, "run every step, use no cached result")
 	fl.StringArrayVar(&f.NoCacheOf, "no-cache-filter", nil, "stage of which every step is run")
+	fl.StringArrayVar(&f.CacheFrom, "cache-from", nil, "cache to read, type=registry,ref=REF|type=local,src=DIR, or REF; may be given more than once")
+	fl.StringArrayVar(&f.CacheTo, "cache-to", nil, "cache to write, type=registry,ref=REF|type=local,dest=DIR|type=inline[,mode=min|max]")
 	fl.BoolVar(&f.Pull, "pull", false, "ask registries for base images even if the store has them")
 	fl.BoolVar(&f.Push, "push", false, "push the image under each of its names (short for --output=type=registry)")
 	fl.BoolVar(&f.Load, "load", false, "keep the image in the local store (short for --output=type=docker, and what happens without any)")
@@ -183,6 +188,9 @@ func (f *buildFlags) check(cmd *cobra.Command) error {
 }
 
 func (f *buildFlags) checkLists(cmd *cobra.Command) error {
+	if _, _, err := f.caches(); err != nil {
+		return err
+	}
 	for _, t := range f.Tags {
 		if _, err := taggable(t); err != nil {
 			return err
@@ -220,6 +228,25 @@ func (f *buildFlags) checkLists(cmd *cobra.Command) error {
 func filesAlone(output string) bool {
 	sp, err := export.ParseSpec(output)
 	return err == nil && sp.Files()
+}
+
+// caches are those that are to be read and written.
+func (f *buildFlags) caches() (from, to []cache.Spec, err error) {
+	for _, s := range f.CacheFrom {
+		specs, err := cache.ParseFrom(s)
+		if err != nil {
+			return nil, nil, err
+		}
+		from = append(from, specs...)
+	}
+	for _, s := range f.CacheTo {
+		spec, err := cache.ParseTo(s)
+		if err != nil {
+			return nil, nil, err
+		}
+		to = append(to, spec)
+	}
+	return from, to, nil
 }
 
 func oneOf(cmd *cobra.Command, flag, value string, allowed []string) error {

@@ -159,6 +159,9 @@ func (a *App) request(f *buildFlags) (build.Request, error) {
 		}
 		req.Annotations = append(req.Annotations, as...)
 	}
+	if req.CacheFrom, req.CacheTo, err = f.caches(); err != nil {
+		return req, err
+	}
 	req.Outputs, err = f.outputs()
 	return req, err
 }

@@ -174,7 +174,7 @@ func TestCacheOfManyBuilds(t *testing.T) {
 			g := onCache("echo > /c/"+string(rune('a'+i)), "x", cachemount.Sharing(i%2*2), false) // shared and locked
 			solver := engine.New(b.config(nil, nil))
 			defer solver.Close()
-			if _, err := solver.Solve(context.Background(), &g.Graph, nil); err != nil {
+			if _, err := solver.Solve(context.Background(), &g.Graph, engine.Watch{}); err != nil {
 				t.Error(err)
 			}
 		}()

@@ -22,22 +22,24 @@ import (
 
 	"github.com/kiln-build/kiln/internal/cache"
 	"github.com/kiln-build/kiln/internal/diag"
-	"github.com/kiln-build/kiln/internal/image"
 	"github.com/kiln-build/kiln/internal/progress"
 	"github.com/kiln-build/kiln/internal/source/remote"
 )
 
 // Solve computes the graph's target.
-func (s *Solver) Solve(ctx context.Context, g *Graph, onLayers OnLayers) (Result, error) {
+func (s *Solver) Solve(ctx context.Context, g *Graph, w Watch) (Result, error) {
 	if g.Target.Op == nil {
 		return Result{}, nil
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	r := &run{Solver: s, fail: cancel, onLayers: onLayers, states: map[*Op]*state{}, sessions: map[*Op]*session{}}
+	r := &run{Solver: s, fail: cancel, watch: w, states: map[*Op]*state{}, sessions: map[*Op]*session{}}
 	defer r.close()
 	r.prepare(g)
 	out, err := r.eval(ctx, g.Target)
+	if Rebuildable(context.Cause(ctx)) {
+		r.cancelSteps(g.Ops)
+	}
 	if cause := context.Cause(ctx); cause != nil {
 		if errors.Is(err, cause) && diag.ExitCode(cause) == diag.ExitTimeout {
 			return Result{}, err // the cause, and the step that took so long
@@ -50,7 +52,7 @@ func (s *Solver) Solve(ctx context.Context, g *Graph, onLayers OnLayers) (Result
 	for _, op := range g.Ops {
 		r.states[op].step.Cached() // whatever was not needed
 	}
-	return out, nil
+	return out, r.tellRest(ctx, g.Ops)
 }
 
 // prepare makes the states of all operations.
@@ -103,7 +105,7 @@ func base(in Input) Input {
 type run struct {
 	*Solver
 	fail       context.CancelCauseFunc // ends everything that the run does
-	onLayers   OnLayers
+	watch      Watch
 	states     map[*Op]*state
 	background sync.WaitGroup
 
@@ -139,6 +141,7 @@ type state struct {
 	ran      bool // its own work has begun, and failed
 	evalOnce sync.Once
 	outs     []Result
+	told     bool // of its results
 	err      error
 }
 
@@ -171,8 +174,8 @@ func (r *run) eval(ctx context.Context, in Input) (Result, error) {
 			s.err = r.failed(ctx, s, s.err)
 			return
 		}
-		if n := s.inResult; n != none && r.onLayers != nil && s.outs[n].context == nil {
-			r.onLayers(s.outs[n].Layers)
+		if n := s.inResult; n != none && r.watch.Layers != nil && s.outs[n].context == nil {
+			r.watch.Layers(s.outs[n].Layers)
 		}
 	})
 	if s.err != nil {
@@ -185,6 +188,11 @@ func (r *run) eval(ctx context.Context, in Input) (Result, error) {
 // already. Only the first failure is shown: the rest follows from it.
 func (r *run) failed(ctx context.Context, s *state, err error) error {
 	err = r.at(ctx, s.op, err)
+	if Rebuildable(err) {
+		s.step.Cancel() // the caller knows what to do
+		r.fail(err)
+		return err
+	}
 	// Of what --timeout ended, too: what it printed last may say why it took so long.
 	if ctx.Err() == nil || s.ran && diag.ExitCode(err) == diag.ExitTimeout {
 		s.step.Start()
@@ -215,7 +223,7 @@ func (r *run) compute(ctx context.Context, s *state) ([]Result, error) {
 	}
 	if !s.forced {
 		if hit, err := r.lookup(ctx, s, key); hit != nil || err != nil {
-			return hit, err
+			return r.found(s, hit), err
 		}
 	}
 	// Of several Solves that want it now, one does it.
@@ -228,6 +236,12 @@ func (r *run) compute(ctx context.Context, s *state) ([]Result, error) {
 		s.step.Cached()
 		return done, nil
 	}
+	return r.produce(ctx, s, key)
+}
+
+// produce gives the results of an operation that is not known by its definition: by the
+// content of its inputs, or by doing it.
+func (r *run) produce(ctx context.Context, s *state, key digest.Digest) ([]Result, error) {
 	ins, err := r.inputs(ctx, s.op)
 	if err != nil {
 		return nil, err
@@ -236,27 +250,34 @@ func (r *run) compute(ctx context.Context, s *state) ([]Result, error) {
 	if err != nil {
 		return nil, err
 	}
-	var hit []Result
+	var recs []cache.Record
 	if !s.op.IgnoreCache {
-		if hit, err = r.lookup(ctx, s, content); err != nil {
+		if recs, err = r.lookup(ctx, s, content); err != nil {
 			return nil, err
 		}
 	}
-	if hit == nil {
-		if hit, err = r.do(ctx, s, ins); err != nil {
+	did := recs == nil
+	if did {
+		outs, err := r.do(ctx, s, ins)
+		if err != nil {
 			s.ran = true
 			return nil, err
 		}
-		for i := range hit {
+		for i, out := range outs {
 			s.wanted[i] = true // perhaps by the next build
+			recs = append(recs, cache.Record{Layers: out.Layers})
 		}
-		if err := r.save(ctx, s, content, hit); err != nil {
-			return nil, err
-		}
-		s.step.Done(nil)
-		r.flights.finish(key, hit)
 	}
-	return hit, r.save(ctx, s, key, hit)
+	if err := r.save(ctx, s, key, content, recs); err != nil {
+		return nil, err
+	}
+	if !did {
+		return r.found(s, recs), nil
+	}
+	s.step.Done(nil)
+	outs := r.found(s, recs)
+	r.flights.finish(key, outs)
+	return outs, nil
 }
 
 // inputs computes all inputs of op at the same time. What one begins may
@@ -293,39 +314,4 @@ func (r *run) do(ctx context.Context, s *state, ins []Result) ([]Result, error) 
 	default:
 		return nil, fmt.Errorf("operation %T is not known", do)
 	}
-}
-
-// lookup asks the cache for all results that are wanted; nil is a miss. A record of which
-// a layer can no longer be had is none.
-func (r *run) lookup(ctx context.Context, s *state, key digest.Digest) ([]Result, error) {
-	outs := make([]Result, s.op.results())
-	for i := range outs {
-		if !s.wanted[i] {
-			continue
-		}
-		rec, err := r.Cache.Lookup(ctx, resultKey(key, i))
-		if err != nil || rec == nil {
-			return nil, err
-		}
-		for _, l := range rec.Layers {
-			if !image.Available(r.Store, l) {
-				return nil, nil
-			}
-		}
-		outs[i].Layers = rec.Layers
-	}
-	s.step.Cached()
-	return outs, nil
-}
-
-// save records the results that are wanted under a key.
-func (r *run) save(ctx context.Context, s *state, key digest.Digest, outs []Result) error {
-	for i, out := range outs {
-		if s.wanted[i] {
-			if err := r.Cache.Save(ctx, resultKey(key, i), cache.Record{Layers: out.Layers}); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
 }

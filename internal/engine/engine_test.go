@@ -112,7 +112,7 @@ type fixture struct {
 	c   engine.Config
 	ops []*engine.Op
 
-	onLayers engine.OnLayers
+	watch engine.Watch
 }
 
 func newFixture(t *testing.T) *fixture {
@@ -153,7 +153,7 @@ func (f *fixture) solve(target *engine.Op) ([]image.Layer, error) {
 	f.c.Sandbox = f.box
 	solver := engine.New(f.c)
 	defer solver.Close()
-	res, err := solver.Solve(context.Background(), &engine.Graph{Ops: f.ops, Target: engine.Input{Op: target}}, f.onLayers)
+	res, err := solver.Solve(context.Background(), &engine.Graph{Ops: f.ops, Target: engine.Input{Op: target}}, f.watch)
 	ls := res.Layers
 	if err == nil {
 		ls, err = solver.Layers(context.Background(), res)
@@ -313,7 +313,7 @@ func TestActionsShareResults(t *testing.T) {
 func TestOnLayers(t *testing.T) {
 	f := newFixture(t)
 	var told [][]image.Layer
-	f.onLayers = func(ls []image.Layer) { told = append(told, ls) }
+	f.watch.Layers = func(ls []image.Layer) { told = append(told, ls) }
 	a := f.exec("write a 1")
 	side := f.exec("write s 1")
 	b := f.exec("write b 1", a)
@@ -425,7 +425,7 @@ func TestSolves(t *testing.T) {
 	for _, op := range []*engine.Op{b, c, b} {
 		wg.Go(func() {
 			g := &engine.Graph{Ops: []*engine.Op{a, op}, Target: engine.Input{Op: op}}
-			if _, err := solver.Solve(context.Background(), g, nil); err != nil {
+			if _, err := solver.Solve(context.Background(), g, engine.Watch{}); err != nil {
 				t.Error(err)
 			}
 		})

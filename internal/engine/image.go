@@ -16,14 +16,19 @@ import (
 	"github.com/kiln-build/kiln/internal/tree"
 )
 
-func (r *run) resolve(ctx context.Context, op *Op) (*image.Image, error) {
+func (r *run) resolve(ctx context.Context, op *Op) (img *image.Image, err error) {
 	switch do := op.Do.(type) {
 	case *Image:
-		return r.Images.Resolve(ctx, do.Ref, do.Platform)
+		img, err = r.Images.Resolve(ctx, do.Ref, do.Platform)
 	case *Layout:
-		return r.Images.ResolveLayout(ctx, do.Store, do.Digest, do.Platform)
+		img, err = r.Images.ResolveLayout(ctx, do.Store, do.Digest, do.Platform)
+	default:
+		err = fmt.Errorf("%T is not an image", op.Do)
 	}
-	return nil, fmt.Errorf("%T is not an image", op.Do)
+	if err == nil {
+		r.know(img.Layers)
+	}
+	return img, err
 }
 
 // image computes an image operation: it is wanted because something is to be
@@ -33,7 +38,7 @@ func (r *run) image(ctx context.Context, s *state) (Result, error) {
 	if err != nil {
 		return Result{}, err
 	}
-	if r.present(img.Layers) {
+	if r.present(img.Layers) || s.stacked() {
 		s.step.Cached()
 		return Result{Layers: img.Layers}, nil
 	}
@@ -47,6 +52,17 @@ func (r *run) image(ctx context.Context, s *state) (Result, error) {
 	}
 	s.step.Done(nil)
 	return Result{Layers: ls}, nil
+}
+
+// stacked reports whether nobody looks at the operation's files: they are laid over or
+// under others.
+func (s *state) stacked() bool {
+	for c := range s.consumers {
+		if _, ok := c.Do.(*Merge); !ok {
+			return false
+		}
+	}
+	return len(s.consumers) > 0
 }
 
 func (s *Solver) present(ls []image.Layer) bool {

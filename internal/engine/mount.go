@@ -368,6 +368,7 @@ func (s *Solver) contextLayer(ctx context.Context, res Result, part fileop.CopyA
 	if err != nil {
 		return image.Layer{}, err
 	}
+	l.Created = time.Now().UTC()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.bound[key] = l

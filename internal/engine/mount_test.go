@@ -139,7 +139,7 @@ func (b *bed) solve(t *testing.T, files map[string]memtree.File, g *engine.Graph
 	var out text
 	solver := engine.New(b.config(files, &out))
 	defer solver.Close()
-	res, err := solver.Solve(t.Context(), g, nil)
+	res, err := solver.Solve(t.Context(), g, engine.Watch{})
 	ls := res.Layers
 	b.output, b.warnings = out.b.String(), out.warnings.String()
 	t.Logf("%s%s", b.output, b.warnings)

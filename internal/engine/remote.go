@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"io"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -55,5 +56,6 @@ func (r *run) remote(ctx context.Context, s *state) ([]image.Layer, error) {
 	if err != nil {
 		return nil, err
 	}
+	l.Created = time.Now().UTC()
 	return []image.Layer{l}, nil
 }

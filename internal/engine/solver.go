@@ -28,13 +28,19 @@ type Images interface {
 	image.Fetcher
 }
 
-// Config is what the engine works with. All fields but the last six are needed.
+// Config is what the engine works with. The first six fields are needed.
 type Config struct {
 	Store    *store.Store
-	Cache    cache.Index
+	Cache    cache.Index // the store's
 	Images   Images
 	Sandbox  sandbox.Sandbox
 	Contexts source.Contexts
+
+	// From are asked, in this order, for records that Cache does not have. May be nil.
+	From func() []cache.Reader
+	// Lost says of layers that are not in the store that they cannot be fetched either,
+	// though a record says so. May be nil.
+	Lost func(image.Layer) bool
 
 	// Secrets and SSH serve steps and sources that ask for them; nil: there are none.
 	Secrets remote.Secrets
@@ -58,7 +64,8 @@ type Solver struct {
 	mu       sync.Mutex
 	contexts map[string]tree.Tree // by selection
 	readers  map[digest.Digest]*layer.Reader
-	bound    map[bound]image.Layer // parts of build contexts that became layers
+	bound    map[bound]image.Layer         // parts of build contexts that became layers
+	images   map[digest.Digest]image.Layer // layers of the images that were resolved
 }
 
 // New returns a Solver.
@@ -70,6 +77,7 @@ func New(c Config) *Solver {
 	return &Solver{
 		Config: c, slots: semaphore.NewWeighted(int64(c.Parallel)), flights: newFlights(),
 		contexts: map[string]tree.Tree{}, readers: map[digest.Digest]*layer.Reader{}, bound: map[bound]image.Layer{},
+		images: map[digest.Digest]image.Layer{},
 	}
 }
 
@@ -90,9 +98,22 @@ type Result struct {
 	local   *Local    // whose context it is
 }
 
-// OnLayers is told, while a Solve goes on, of layers that the result
-// will have, from the bottom: each call repeats and extends the one before.
-type OnLayers func([]image.Layer)
+// Watch is told of what a Solve comes to, while it goes on. Either may be nil.
+type Watch struct {
+	// Layers are those that the result will have, from the bottom: each call repeats
+	// and extends the one before.
+	Layers func([]image.Layer)
+	// Record is the record of a result that somebody wants, of any operation; also of those
+	// that were not needed because of another's. It may come more than once.
+	Record func(Recorded)
+}
+
+// Recorded is what an operation gave, in this build or an earlier one.
+type Recorded struct {
+	Key digest.Digest // by definition
+	cache.Record
+	InResult bool // its layers are the bottom of the target's
+}
 
 // Layers are the layers of a result: a build context becomes one.
 func (s *Solver) Layers(ctx context.Context, res Result) ([]image.Layer, error) {

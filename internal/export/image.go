@@ -104,13 +104,19 @@ func (p *Push) Layer(ctx context.Context, l image.Layer) error {
 	return err
 }
 
+// Blob sends a small blob, a config.
+func (p *Push) Blob(ctx context.Context, mediaType string, raw []byte) error {
+	d := ocispec.Descriptor{MediaType: mediaType, Digest: digest.FromBytes(raw), Size: int64(len(raw))}
+	open := func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(raw)), nil }
+	_, err := p.pusher.Blob(ctx, d, "", open, nil)
+	return err
+}
+
 // Manifests sends the config of each image, and, if they are to be in an index,
 // their manifests by digest.
 func (p *Push) Manifests(ctx context.Context, built []*image.Image, indexed bool) error {
 	for _, b := range built {
-		d := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageConfig, Digest: digest.FromBytes(b.RawConfig), Size: int64(len(b.RawConfig))}
-		open := func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(b.RawConfig)), nil }
-		if _, err := p.pusher.Blob(ctx, d, "", open, nil); err != nil {
+		if err := p.Blob(ctx, ocispec.MediaTypeImageConfig, b.RawConfig); err != nil {
 			return fmt.Errorf("push config: %w", err)
 		}
 		if !indexed {

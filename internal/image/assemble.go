@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"reflect"
 	"strings"
 	"time"
@@ -38,6 +39,8 @@ type AssembleOptions struct {
 	Annotations map[string]string
 	// DockerTypes asks for docker's media types instead of OCI's.
 	DockerTypes bool
+	// Extra are further fields of the config.
+	Extra map[string]json.RawMessage
 }
 
 // Assemble makes the config and manifest of an image, byte by byte as BuildKit's
@@ -138,6 +141,7 @@ func patchConfig(opt AssembleOptions) ([]byte, error) {
 	if created := createdTime(known.Created, m["created"] != nil, history, opt.Epoch); created != known.Created || created == nil {
 		set["created"] = created
 	}
+	maps.Copy(m, opt.Extra)
 	for k, v := range set {
 		if m[k], err = json.Marshal(v); err != nil {
 			return nil, fmt.Errorf("write %s of the image's config: %w", k, err)

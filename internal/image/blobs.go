@@ -93,7 +93,7 @@ func Fetch(ctx context.Context, st *store.Store, l Layer, f Fetcher) error {
 		return nil
 	}
 	if f == nil {
-		return fmt.Errorf("layer %s: its blob is not in the store: %w", l.Blob.Digest, fs.ErrNotExist)
+		return fmt.Errorf("layer %s: its blob is not in the store: %w", l.Blob.Digest, &LostError{l, fs.ErrNotExist})
 	}
 	unlock, err := st.Lock(ctx, "blob "+string(l.Blob.Digest))
 	if err != nil {
@@ -105,7 +105,7 @@ func Fetch(ctx context.Context, st *store.Store, l Layer, f Fetcher) error {
 	}
 	r, err := f.Fetch(ctx, l)
 	if err != nil {
-		return fmt.Errorf("fetch layer %s: %w", l.Blob.Digest, err)
+		return fmt.Errorf("fetch layer %s: %w", l.Blob.Digest, lost(l, err))
 	}
 	defer r.Close()
 	w, err := st.NewBlob()
@@ -114,11 +114,14 @@ func Fetch(ctx context.Context, st *store.Store, l Layer, f Fetcher) error {
 	}
 	defer w.Close()
 	if _, err := io.Copy(w, io.LimitReader(ctxReader{ctx, r}, l.Blob.Size+1)); err != nil {
-		return fmt.Errorf("fetch layer %s: %w", l.Blob.Digest, err)
+		return fmt.Errorf("fetch layer %s: %w", l.Blob.Digest, lost(l, err))
 	}
 	if w.Size() != l.Blob.Size {
-		return fmt.Errorf("fetch layer %s: %w: its size is not the %d bytes that its manifest announces", l.Blob.Digest, store.ErrMismatch, l.Blob.Size)
+		err := fmt.Errorf("%w: its size is not the %d bytes that its manifest announces", store.ErrMismatch, l.Blob.Size)
+		return fmt.Errorf("fetch layer %s: %w", l.Blob.Digest, lost(l, err))
 	}
-	_, err = w.Commit(l.Blob.Digest)
+	if _, err = w.Commit(l.Blob.Digest); errors.Is(err, store.ErrMismatch) {
+		err = lost(l, err)
+	}
 	return err
 }

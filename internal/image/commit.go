@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"time"
 
 	"github.com/kiln-build/kiln/internal/layer"
 	"github.com/kiln-build/kiln/internal/store"
@@ -70,7 +71,10 @@ func Commit(ctx context.Context, st *store.Store, opt CommitOptions, write func(
 	if err := file.Commit(info.DiffID); err != nil {
 		return Layer{}, err
 	}
-	l := Layer{DiffID: info.DiffID, Blob: desc}
+	l := Layer{DiffID: info.DiffID, Blob: desc, Newest: info.Newest.UTC()}
+	if l.Newest.IsZero() {
+		l.Newest = time.Unix(0, 0).UTC() // an empty layer has nothing young in it
+	}
 	if desc.Digest != "" {
 		err = noteBlob(st, l.DiffID, madeBlob(desc, opt.Compression, opt.Level))
 	}
@@ -277,7 +281,7 @@ func writeTar(ctx context.Context, st *store.Store, l Layer, have []knownBlob, w
 		}
 	}
 	if !st.HasLayer(l.DiffID) {
-		return false, errors.New("the store has no form of it any more")
+		return false, &LostError{l, errors.New("the store has no form of it any more")}
 	}
 	r, err := layer.Open(st.LayerPath(l.DiffID))
 	if errors.Is(err, layer.ErrDamaged) {

@@ -25,7 +25,23 @@ type Layer struct {
 	// whose history knows. It is kept with the layer so that a build which
 	// finds everything in the cache gives the same image, byte by byte.
 	Created time.Time `json:"created,omitzero"`
+	// Newest is the latest time of a file in a layer that a build made. Zero: not known.
+	Newest time.Time `json:"newest,omitzero"`
 }
+
+// Built reports whether a build made the layer, and it did not come with an image.
+func (l Layer) Built() bool { return !l.Created.IsZero() }
+
+// LostError says that a layer cannot be had: it is not where it should be, or
+// what is there is something else. What a build made, a build can make again.
+type LostError struct {
+	Layer Layer
+	Err   error
+}
+
+func (e *LostError) Error() string { return e.Err.Error() }
+
+func (e *LostError) Unwrap() error { return e.Err }
 
 // Image is one platform's image as a registry, archive or the local store has it.
 type Image struct {
@@ -47,4 +63,35 @@ type Image struct {
 // The stream is verified against l.Blob's digest and size before its io.EOF.
 type Fetcher interface {
 	Fetch(ctx context.Context, l Layer) (io.ReadCloser, error)
+}
+
+// FetcherFunc is a Fetcher.
+type FetcherFunc func(ctx context.Context, l Layer) (io.ReadCloser, error)
+
+// Fetch implements Fetcher.
+func (f FetcherFunc) Fetch(ctx context.Context, l Layer) (io.ReadCloser, error) { return f(ctx, l) }
+
+// Tracking is f with errors that are *LostError, those of reading too: whoever passes
+// a layer on to somewhere else can tell which side has failed.
+func Tracking(f Fetcher) Fetcher {
+	return FetcherFunc(func(ctx context.Context, l Layer) (io.ReadCloser, error) {
+		r, err := f.Fetch(ctx, l)
+		if err != nil {
+			return nil, &LostError{l, err}
+		}
+		return &trackingReader{r, l}, nil
+	})
+}
+
+type trackingReader struct {
+	io.ReadCloser
+	layer Layer
+}
+
+func (r *trackingReader) Read(p []byte) (int, error) {
+	n, err := r.ReadCloser.Read(p)
+	if err != nil && err != io.EOF { //nolint:errorlint // as io.Reader has it
+		err = &LostError{r.layer, err}
+	}
+	return n, err
 }

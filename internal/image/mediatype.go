@@ -1,6 +1,7 @@
 package image
 
 import (
+	"fmt"
 	"strings"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -56,6 +57,15 @@ func knownLayerTypes() map[string]layerType {
 // IsForeign reports whether a layer of this media type is one whose licence
 // keeps it out of other registries (Windows base layers).
 func IsForeign(mediaType string) bool { return knownLayerTypes()[mediaType].foreign }
+
+// CheckLayerType returns an error for what is not the media type of a layer that
+// any registry has.
+func CheckLayerType(mediaType string) error {
+	if t, ok := knownLayerTypes()[mediaType]; !ok || t.foreign {
+		return fmt.Errorf("a layer cannot be of type %q", clip(mediaType))
+	}
+	return nil
+}
 
 // layerMediaType is the media type for a compression: "" is none.
 func layerMediaType(compression string, docker bool) string {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"syscall"
 
 	"github.com/kiln-build/kiln/internal/diag"
 	"github.com/kiln-build/kiln/internal/layer"
@@ -43,7 +44,7 @@ func Unpack(ctx context.Context, st *store.Store, l Layer, f Fetcher, progress f
 		return l, err
 	}
 	if l.Blob.Digest == "" {
-		return Layer{}, fmt.Errorf("unpack layer %s: the store has lost it, and it was never in a registry", l.DiffID)
+		return Layer{}, fmt.Errorf("unpack layer %s: %w", l.DiffID, &LostError{l, errors.New("the store has lost it, and it was never in a registry")})
 	}
 	u := unpacking{st: st, l: l, progress: progress}
 	if most := layer.DefaultLimits().MaxBytes; l.Blob.Size > most {
@@ -57,7 +58,7 @@ func Unpack(ctx context.Context, st *store.Store, l Layer, f Fetcher, progress f
 		// It is gone now: as if it had not been there.
 	}
 	if f == nil {
-		return Layer{}, fmt.Errorf("unpack layer %s: its blob %s is not in the store", l.DiffID, l.Blob.Digest)
+		return Layer{}, fmt.Errorf("unpack layer %s: %w", l.DiffID, &LostError{l, fmt.Errorf("its blob %s is not in the store", l.Blob.Digest)})
 	}
 	return l, u.explain(u.fetch(ctx, f))
 }
@@ -218,7 +219,7 @@ func (u *unpacking) explain(err error) error {
 	if err == nil {
 		return nil
 	}
-	err = fmt.Errorf("unpack layer %s: %w", u.name(), err)
+	err = fmt.Errorf("unpack layer %s: %w", u.name(), lost(u.l, err))
 	code := diag.ExitFailure
 	if u.l.Origin != "" {
 		code = diag.ExitRegistry
@@ -234,6 +235,16 @@ func (u *unpacking) explain(err error) error {
 			WithHint("Where it came from gives something else than was asked for: it, or something on the way, is broken or not to be trusted.")
 	}
 	return err
+}
+
+// lost makes a LostError of err, unless it is this machine's disk that failed.
+func lost(l Layer, err error) error {
+	for _, own := range []error{syscall.ENOSPC, syscall.EDQUOT, syscall.EIO, syscall.EROFS, syscall.EMFILE, syscall.ENFILE} {
+		if errors.Is(err, own) {
+			return err
+		}
+	}
+	return &LostError{l, err}
 }
 
 func (u *unpacking) name() digest.Digest {

@@ -16,6 +16,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -27,6 +28,7 @@ type Info struct {
 	DiffID  digest.Digest // of the whole stream
 	TarSize int64         // length of the stream
 	Entries int           // names in the layer: files, directories, whiteouts
+	Newest  time.Time     // the latest modification time of an entry; zero without entries
 }
 
 // Prefixes of the PAX records that carry extended attributes.
@@ -74,7 +76,7 @@ func convertTar(ctx context.Context, r io.Reader, f *os.File, lim Limits, plain 
 	if err != nil {
 		return Info{}, err
 	}
-	return Info{DiffID: digest.NewDigestFromBytes(digest.SHA256, sum[:]), TarSize: c.src.n, Entries: int(n)}, nil
+	return Info{DiffID: digest.NewDigestFromBytes(digest.SHA256, sum[:]), TarSize: c.src.n, Entries: int(n), Newest: c.newest}, nil
 }
 
 // readerFunc is an io.Reader.
@@ -114,6 +116,8 @@ type converter struct {
 	w    *blockWriter
 	src  *source
 	left int64 // of MaxBytes, for file content
+
+	newest time.Time
 }
 
 func (c *converter) read(ctx context.Context) error {
@@ -151,6 +155,9 @@ func (c *converter) entry(h *tar.Header, content io.Reader) error {
 	in, err := c.inode(h)
 	if err != nil {
 		return err
+	}
+	if h.ModTime.After(c.newest) {
+		c.newest = h.ModTime
 	}
 	dir, err := c.b.lookupDir(dirName, true)
 	if err != nil {

@@ -6,6 +6,7 @@
 package progress
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"sync"
@@ -195,6 +196,16 @@ func (s *Step) Done(err error) {
 		e.Error = err.Error()
 	}
 	s.finish(e)
+}
+
+// Cancel ends the step as one that was given up, if it has begun.
+func (s *Step) Cancel() {
+	s.mu.Lock()
+	started := s.started
+	s.mu.Unlock()
+	if started {
+		s.Done(context.Canceled)
+	}
 }
 
 // Cached ends the step as one whose result was in the cache.

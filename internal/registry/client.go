@@ -40,8 +40,9 @@ type Retry = wire.Retry
 
 // Client speaks to registries. Safe for concurrent use.
 type Client struct {
-	net  *wire.Net
-	down sync.Map // hosts of mirrors that cannot be reached
+	net    *wire.Net
+	down   sync.Map // hosts of mirrors that cannot be reached
+	placed *placed
 
 	mu    sync.Mutex
 	slots map[string]*semaphore.Weighted
@@ -53,7 +54,7 @@ func New(o Options) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Client{net: n, slots: map[string]*semaphore.Weighted{}}, nil
+	return &Client{net: n, placed: newPlaced(), slots: map[string]*semaphore.Weighted{}}, nil
 }
 
 // slot waits for one of the registry's places for uploads or downloads and

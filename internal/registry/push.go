@@ -24,8 +24,7 @@ type Pusher struct {
 	target target
 
 	mu    sync.Mutex
-	blobs map[digest.Digest]*sync.Mutex // one upload of a blob at a time
-	there map[digest.Digest]bool        // blobs that are known to be in the repository
+	there map[digest.Digest]bool // blobs that are known to be in the repository
 }
 
 // Outcome is how a blob came to be in the repository.
@@ -52,10 +51,7 @@ func (c *Client) Pusher(ctx context.Context, ref string) (*Pusher, error) {
 		return nil, err
 	}
 	s, err := c.net.Open(ctx, t.repo, "pull,push")
-	p := &Pusher{
-		client: c, s: s, target: t,
-		blobs: map[digest.Digest]*sync.Mutex{}, there: map[digest.Digest]bool{},
-	}
+	p := &Pusher{client: c, s: s, target: t, there: map[digest.Digest]bool{}}
 	if err != nil {
 		return nil, p.fail(ctx, err)
 	}
@@ -107,8 +103,8 @@ func (p *Pusher) begin(ctx context.Context, s *wire.Session) (*url.URL, error) {
 }
 
 // Blob puts a blob into the repository, unless it is there: from mountFrom,
-// another repository of the same registry, if that is not empty and allowed,
-// else by upload. open is called anew for each try; progress, which may be nil,
+// another repository of the same registry, if that is not empty and allowed, or
+// from one that this client has given it to, else by upload. open is called anew for each try; progress, which may be nil,
 // gets how much of the current try was sent.
 func (p *Pusher) Blob(ctx context.Context, desc ocispec.Descriptor, mountFrom string,
 	open func() (io.ReadCloser, error), progress func(sent int64),
@@ -119,9 +115,17 @@ func (p *Pusher) Blob(ctx context.Context, desc ocispec.Descriptor, mountFrom st
 	if progress == nil {
 		progress = func(int64) {}
 	}
-	defer p.lock(desc.Digest)()
+	at := place{p.target.repo.Host, desc.Digest}
+	leave, err := p.client.placed.claim(ctx, at)
+	if err != nil {
+		return BlobResult{}, err
+	}
+	defer leave()
 	if p.has(desc.Digest) {
 		return BlobResult{Outcome: Existed}, nil
+	}
+	if known := p.client.placed.repo(at); known != "" && known != p.target.repo.Path {
+		mountFrom = p.target.repo.Name + "/" + known
 	}
 	release, err := p.client.slot(ctx, "upload", p.target.repo.Host)
 	if err != nil {
@@ -136,19 +140,8 @@ func (p *Pusher) Blob(ctx context.Context, desc ocispec.Descriptor, mountFrom st
 	p.mu.Lock()
 	p.there[desc.Digest] = true
 	p.mu.Unlock()
+	p.client.placed.note(at, p.target.repo.Path)
 	return r, nil
-}
-
-func (p *Pusher) lock(d digest.Digest) (unlock func()) {
-	p.mu.Lock()
-	m := p.blobs[d]
-	if m == nil {
-		m = &sync.Mutex{}
-		p.blobs[d] = m
-	}
-	p.mu.Unlock()
-	m.Lock()
-	return m.Unlock
 }
 
 func (p *Pusher) has(d digest.Digest) bool {

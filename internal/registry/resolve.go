@@ -87,8 +87,14 @@ func (s *session) document(ctx context.Context, d ocispec.Descriptor) (raw []byt
 	return raw, err
 }
 
-// manifest gets a manifest by tag or digest, verified, with want if that is given.
+// manifest gets an image's manifest by tag or digest, verified, with want if that is given.
 func (s *session) manifest(ctx context.Context, id string, want digest.Digest) (raw []byte, desc ocispec.Descriptor, err error) {
+	return s.anyManifest(ctx, id, want, checkDocument)
+}
+
+// anyManifest gets what has that tag or digest among manifests. check looks at what came,
+// and says its media type.
+func (s *session) anyManifest(ctx context.Context, id string, want digest.Digest, check func(raw []byte, contentType string) (string, error)) (raw []byte, desc ocispec.Descriptor, err error) {
 	err = s.net.Retry(ctx, "get manifest "+id, func(ctx context.Context) error {
 		req, err := wire.Request(ctx, http.MethodGet, s.URL("/manifests/"+id))
 		if err != nil {
@@ -103,7 +109,7 @@ func (s *session) manifest(ctx context.Context, id string, want digest.Digest) (
 		if raw, err = readAll(resp, image.MaxManifest, "manifest"); err != nil {
 			return err
 		}
-		mt, err := checkDocument(raw, resp.Header.Get("Content-Type"))
+		mt, err := check(raw, resp.Header.Get("Content-Type"))
 		if err != nil {
 			return err
 		}
