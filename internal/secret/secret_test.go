@@ -53,8 +53,17 @@ func TestSecrets(t *testing.T) {
 	write("largest", strings.Repeat("x", MaxSize))
 	env := map[string]string{"E": "value", "both": "variable both", "huge": strings.Repeat("x", MaxSize+1)}
 	s, err := Open([]Source{
-		{ID: "file", File: "f"}, {ID: "env", Env: "E"}, {ID: "f"}, {ID: "both"}, {ID: "unset", Env: "nosuch"}, {ID: "envfirst", Env: "E", File: "nosuch"},
-		{ID: "largest", File: "largest"}, {ID: "grows", File: "largest"}, {ID: "huge", Env: "huge"}, {ID: "twice", Env: "nosuch"}, {ID: "twice", Env: "E"},
+		{ID: "file", File: "f"},
+		{ID: "env", Env: "E"},
+		{ID: "f"},
+		{ID: "both"},
+		{ID: "unset", Env: "nosuch"},
+		{ID: "envfirst", Env: "E", File: "nosuch"},
+		{ID: "largest", File: "largest"},
+		{ID: "grows", File: "largest"},
+		{ID: "huge", Env: "huge"},
+		{ID: "twice", Env: "nosuch"},
+		{ID: "twice", Env: "E"},
 	}, func(k string) (string, bool) { v, ok := env[k]; return v, ok })
 	if err != nil {
 		t.Fatal(err)

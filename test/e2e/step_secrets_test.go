@@ -96,7 +96,9 @@ func TestStepSecrets(t *testing.T) {
 	for _, args := range [][]string{
 		append(append([]string{"build", "--print=plan", "--insecure-registry", bed.Host, "--build-arg", "REGISTRY=" + bed.Host}, args...), dir),
 		append(append([]string{"build", "-q", "-t", "secretive", "--insecure-registry", bed.Host, "--build-arg", "REGISTRY=" + bed.Host}, args...), dir),
-		{"history", "--no-trunc", "secretive"}, {"inspect", "secretive"}, {"info"},
+		{"history", "--no-trunc", "secretive"},
+		{"inspect", "secretive"},
+		{"info"},
 	} {
 		out, code := run(t, bed.Runner, args...)
 		if code != 0 {
