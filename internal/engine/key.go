@@ -16,7 +16,7 @@ import (
 // would give another result than before.
 const (
 	execVersion  = 2
-	fileVersion  = 1
+	fileVersion  = 2
 	mergeVersion = 1
 	diffVersion  = 1
 

@@ -183,3 +183,14 @@ func (c *Changes) ContentDigest(p string) (digest.Digest, error) {
 	}
 	return content{src: c.base, path: p}.digest()
 }
+
+// Origin implements tree.Tracer as far as the trees below do.
+func (c *Changes) Origin(p string) (tree.Origin, error) {
+	if i, inBase := c.find(p); i != nil || !inBase {
+		if i == nil {
+			return tree.Origin{}, pathError("lstat", p, syscall.ENOENT)
+		}
+		return i.from, nil
+	}
+	return tree.OriginOf(c.base, p)
+}

@@ -60,7 +60,15 @@ func (k *copier) file(from, dst string, n tree.Node) error {
 	if err != nil {
 		return err
 	}
-	return k.info(dst, n)
+	if err := k.info(dst, n); err != nil {
+		return err
+	}
+	i, err := k.c.change(dst)
+	if err != nil {
+		return err
+	}
+	i.from, err = tree.OriginOf(k.src, from)
+	return err
 }
 
 func (k *copier) regular(from, dst string, n tree.Node) error {

@@ -24,13 +24,16 @@ type inode struct {
 	// directory of the same path show through.
 	kids  map[string]*inode
 	lower bool
+	// Others: what it is a copy of, but for metadata, if that is known; and whether it is
+	// the base's of the same path, and was not put in its place.
+	from tree.Origin
+	kept bool
 }
 
 // content is where a regular file's bytes are.
 type content struct {
 	src  tree.Tree // with path; or
 	path string
-	kept bool // it is that of the base's file of the same path
 
 	spool    *spool // with at and size; or
 	at, size int64

@@ -76,7 +76,7 @@ func (c *Changes) kid(i *inode, p, name string) (*inode, error) {
 	if err != nil {
 		return nil, err
 	}
-	k := &inode{node: n, lower: n.IsDir()}
+	k := &inode{node: n, lower: n.IsDir(), kept: !n.IsDir()}
 	if !n.IsDir() {
 		// One name of a hard-linked file is changed: it is a file of its own
 		// from now on, as when overlayfs copies it up.
@@ -84,7 +84,7 @@ func (c *Changes) kid(i *inode, p, name string) (*inode, error) {
 	}
 	switch {
 	case n.IsRegular():
-		k.content = content{src: c.base, path: p, kept: true}
+		k.content = content{src: c.base, path: p}
 	case n.IsSymlink():
 		if k.target, err = c.base.Readlink(p); err != nil {
 			return nil, err

@@ -1,7 +1,6 @@
 package fileop
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -15,13 +14,16 @@ import (
 )
 
 // WriteTar writes the changes as a canonical layer tar: what differs from the
-// base, with the directories that lead to it. A file that was replaced by an
-// equal one (metadata, time and content) is no change, and neither is a
-// directory of which just the time is another, as with BuildKit's overlay differ.
+// base, with the directories that lead to it. A directory of which just the time is
+// another is no change, as with BuildKit's overlay differ. A file that was replaced by
+// itself is none either: by the same file of the same layer, as in COPY / / of an
+// image onto its own base. By another that is equal it is, unlike with BuildKit: whether
+// its time is equal, too, depends on when the base was made, and what a COPY makes must
+// not depend on whether its base came from a cache.
 func (c *Changes) WriteTar(ctx context.Context, w io.Writer) error {
 	tw := layer.NewTarWriter(w)
 	if c.root != nil {
-		d := differ{c: c, skip: map[*inode]bool{}, linked: map[*inode]*linked{}, buf: make([]byte, 128<<10)}
+		d := differ{c: c, skip: map[*inode]bool{}, linked: map[*inode]*linked{}}
 		if err := d.links(".", c.root); err != nil {
 			return err
 		}
@@ -41,7 +43,6 @@ type differ struct {
 	skip map[*inode]bool
 	// linked has for a file with several names whether all are as in the base.
 	linked map[*inode]*linked
-	buf    []byte
 }
 
 type linked struct {
@@ -128,62 +129,14 @@ func (d *differ) same(p string, i *inode) (bool, error) {
 	if n.IsDir() {
 		return i.lower, nil
 	}
-	if n.Size != i.node.Size || !n.MTime.Equal(i.node.MTime) || max(n.Nlink, 1) != max(i.node.Nlink, 1) {
+	if !n.MTime.Equal(i.node.MTime) || max(n.Nlink, 1) != max(i.node.Nlink, 1) {
 		return false, nil
 	}
-	switch {
-	case n.IsSymlink():
-		target, err := d.c.base.Readlink(p)
-		return err == nil && target == i.target, err
-	case n.IsRegular() && n.Size > 0:
-		return d.sameContent(p, i)
-	}
-	return true, nil
-}
-
-func (d *differ) sameContent(p string, i *inode) (bool, error) {
-	if i.content.kept {
+	if i.kept {
 		return true, nil
 	}
-	if x, err := (content{src: d.c.base, path: p}).digest(); err == nil {
-		if y, err := i.content.digest(); err == nil {
-			return x == y, nil
-		}
-	}
-	a, err := d.c.base.Open(p)
-	if err != nil {
-		return false, err
-	}
-	defer a.Close()
-	b, err := i.content.open()
-	if err != nil {
-		return false, err
-	}
-	defer b.Close()
-	half := len(d.buf) / 2
-	return sameBytes(a, b, d.buf[:half], d.buf[half:])
-}
-
-func sameBytes(a, b io.Reader, abuf, bbuf []byte) (bool, error) {
-	for {
-		n, aerr := io.ReadFull(a, abuf)
-		m, berr := io.ReadFull(b, bbuf)
-		if !bytes.Equal(abuf[:n], bbuf[:m]) {
-			return false, nil
-		}
-		aend := aerr == io.EOF || aerr == io.ErrUnexpectedEOF
-		bend := berr == io.EOF || berr == io.ErrUnexpectedEOF
-		switch {
-		case aend && bend:
-			return true, nil
-		case aend || bend:
-			return false, nil
-		case aerr != nil:
-			return false, aerr
-		case berr != nil:
-			return false, berr
-		}
-	}
+	o, err := tree.OriginOf(d.c.base, p)
+	return err == nil && o != tree.Origin{} && o == i.from, err
 }
 
 func (d *differ) write(ctx context.Context, tw *layer.TarWriter, p string, i *inode) error {

@@ -187,6 +187,12 @@ func (r *Reader) Lstat(p string) (tree.Node, error) {
 	return n, pathError("lstat", p, err)
 }
 
+// Origin implements tree.Tracer.
+func (r *Reader) Origin(p string) (tree.Origin, error) {
+	nid, _, err := r.walk(p)
+	return tree.Origin{Layer: string(r.Info().DiffID), Inode: nid}, pathError("lstat", p, err)
+}
+
 // ReadDir implements tree.Tree.
 func (r *Reader) ReadDir(p string) ([]tree.Entry, error) {
 	nid, in, err := r.walk(p)

@@ -286,6 +286,15 @@ func (f *FS) Open(p string) (io.ReadCloser, error) {
 	return f.layers[e.layer].Open(p)
 }
 
+// Origin implements tree.Tracer as far as the layers do.
+func (f *FS) Origin(p string) (tree.Origin, error) {
+	e, err := f.find("lstat", p)
+	if err != nil || e.layer < 0 {
+		return tree.Origin{}, err
+	}
+	return tree.OriginOf(f.layers[e.layer], p)
+}
+
 // ContentDigest implements tree.Digester as far as the layers do.
 func (f *FS) ContentDigest(p string) (digest.Digest, error) {
 	e, err := f.find("digest", p)

@@ -3,6 +3,7 @@ package memtree
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"path"
@@ -216,4 +217,10 @@ func (t *Tree) Open(p string) (io.ReadCloser, error) {
 		return nil, &fs.PathError{Op: "open", Path: p, Err: errors.New("not a regular file")}
 	}
 	return io.NopCloser(strings.NewReader(e.data)), nil
+}
+
+// Origin implements tree.Tracer.
+func (t *Tree) Origin(p string) (tree.Origin, error) {
+	n, err := t.Lstat(p)
+	return tree.Origin{Layer: fmt.Sprintf("%p", t), Inode: n.Inode}, err
 }
