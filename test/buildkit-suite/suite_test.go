@@ -1,0 +1,207 @@
+// Package buildkitsuite runs BuildKit's own integration tests, those of its client and of its Dockerfile front end
+// at the version that Kiln has the front end of, against `kiln buildkitd`. BuildKit's harness starts a program named
+// buildkitd from PATH for each test and insists on root; here that name is a script that gives up every privilege
+// before it becomes Kiln.
+//
+// known.txt lists the tests that do not pass, each with its reason. Any other test that fails is a failure here, and
+// so is one of the list that passes.
+package buildkitsuite
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/kiln-build/kiln/test/refbuild"
+	"github.com/kiln-build/kiln/test/testenv"
+)
+
+// frontendOnly makes the front end's tests ask for the front end that is linked in; the other choice is to run it as an image.
+const frontendOnly = "FRONTEND_BUILTIN_ONLY=1"
+
+func TestDockerfile(t *testing.T) { testPackage(t, "frontend/dockerfile") }
+
+func TestClient(t *testing.T) { testPackage(t, "client") }
+
+// testPackage runs the tests of one of BuildKit's packages, all or those that match $KILN_BUILDKIT_SUITE_RUN.
+func testPackage(t *testing.T, pkg string) {
+	if os.Getenv("KILN_BUILDKIT_SUITE") == "" {
+		t.Skip("KILN_BUILDKIT_SUITE=1 runs BuildKit's integration tests")
+	}
+	if os.Geteuid() != 0 {
+		t.Skip("BuildKit's harness takes root")
+	}
+	b := newBed(t)
+	known := readKnown(t, filepath.Base(pkg))
+	program, dir := compile(t, pkg)
+	log := filepath.Join(b.logs, filepath.Base(pkg)+".log")
+	out, err := os.Create(log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer out.Close()
+	pattern := os.Getenv("KILN_BUILDKIT_SUITE_RUN")
+	args := []string{
+		"-test.v", "-test.timeout=20m", fmt.Sprintf("-test.parallel=%d", runtime.GOMAXPROCS(0)+1),
+		"-test.run=^Test.*Integration$/" + pattern + "/worker=oci$",
+	}
+	if s := known.notRun(); len(s) > 0 {
+		args = append(args, "-test.skip=^Test.*Integration$/^("+strings.Join(s, "|")+")$")
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 21*time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, program, args...)
+	cmd.Dir, cmd.Stdout, cmd.Stderr = dir, out, out
+	cmd.Env = append(os.Environ(), frontendOnly, "BUILDKIT_REGISTRY_MIRROR_DIR="+b.mirror, "PATH="+b.bin+":"+os.Getenv("PATH"), "TMPDIR="+b.tmp)
+	runErr := cmd.Run()
+	var exit *exec.ExitError
+	if runErr != nil && !errors.As(runErr, &exit) {
+		t.Fatal(runErr)
+	}
+	text, err := os.ReadFile(log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	judge(t, text, known, pattern == "")
+	t.Logf("all that was said is in %s", log)
+}
+
+// judge compares what the tests came to with what is known of them; whole says that all were asked for.
+func judge(t *testing.T, log []byte, known knownTests, whole bool) {
+	t.Helper()
+	got := results(log)
+	count := map[string]int{}
+	for name, result := range got {
+		count[result]++
+		k, listed := known[name]
+		switch {
+		case result == "FAIL" && !listed:
+			t.Errorf("%s fails:\n%s", name, complaint(log, name))
+		case result != "FAIL" && listed && !k.mayPass:
+			t.Errorf("%s does not fail any more (%s): take it out of known.txt, where the reason is %q", name, result, k.reason)
+		}
+	}
+	for name, k := range known {
+		if _, ran := got[name]; whole && !ran && !k.notRun {
+			t.Errorf("%s is in known.txt, but is no test, or was not reached", name)
+		}
+	}
+	if len(got) == 0 || !bytes.Contains(log, []byte("\n--- ")) {
+		t.Errorf("the tests did not run to their end:\n%s", log[max(0, len(log)-4000):])
+	}
+	t.Logf("%d tests pass, %d are skipped by BuildKit, %d fail, %d are not run", count["PASS"], count["SKIP"], count["FAIL"], len(known.notRun()))
+}
+
+var (
+	ended   = regexp.MustCompile(`(?m)^    --- (PASS|FAIL|SKIP): Test\w*Integration/(\S+)`)
+	trimmed = regexp.MustCompile(`/(worker=oci|frontend=builtin)\b`)
+)
+
+// results maps the names of tests, without what is the same for all of them, to PASS, FAIL or SKIP.
+func results(log []byte) map[string]string {
+	got := map[string]string{}
+	for _, m := range ended.FindAllSubmatch(log, -1) {
+		got[trimmed.ReplaceAllString(string(m[2]), "")] = string(m[1])
+	}
+	return got
+}
+
+// complaint is what a failed test said first.
+func complaint(log []byte, name string) string {
+	base, _, _ := strings.Cut(name, "/")
+	var said []string
+	in := false
+	for line := range strings.Lines(string(log)) {
+		switch {
+		case strings.HasPrefix(line, "=== "):
+			in = strings.Contains(line, "/"+base+"/")
+		case strings.Contains(line, "--- "):
+			in = strings.Contains(line, "--- FAIL") && strings.Contains(line, "/"+base+"/")
+		case in && len(said) < 25:
+			said = append(said, line)
+		}
+	}
+	return strings.Join(said, "")
+}
+
+// compile builds the tests of a package and returns the program, and the directory that they run in.
+func compile(t *testing.T, pkg string) (program, dir string) {
+	t.Helper()
+	root, err := testenv.Root()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cache, err := testenv.CacheDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := "github.com/moby/buildkit/" + pkg
+	program = filepath.Join(cache, "bin", "buildkit-"+refbuild.Version+"-"+filepath.Base(pkg)+".test")
+	run := func(args ...string) string {
+		cmd := exec.CommandContext(t.Context(), "go", args...)
+		cmd.Dir = filepath.Join(root, "test", "oracle")
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+		cmd.Stderr = t.Output()
+		out, err := cmd.Output()
+		if err != nil {
+			t.Fatalf("go %s: %v", strings.Join(args, " "), err)
+		}
+		return strings.TrimSpace(string(out))
+	}
+	run("test", "-c", "-o", program, path)
+	return program, run("list", "-f", "{{.Dir}}", path)
+}
+
+// knownTest is one that does not pass.
+type knownTest struct {
+	notRun  bool // it hangs, or takes the whole run with it
+	mayPass bool // it passes at times
+	reason  string
+}
+
+type knownTests map[string]knownTest
+
+func (k knownTests) notRun() []string {
+	var names []string
+	for name, t := range k {
+		if t.notRun {
+			names = append(names, regexp.QuoteMeta(name))
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
+// readKnown reads the lines PACKAGE NAME fails|flaky|not-run REASON of known.txt that are a package's.
+func readKnown(t *testing.T, pkg string) knownTests {
+	t.Helper()
+	data, err := os.ReadFile("known.txt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	known := knownTests{}
+	for line := range strings.Lines(string(data)) {
+		line = strings.TrimSpace(line)
+		if line == "" || line[0] == '#' {
+			continue
+		}
+		f := strings.SplitN(line, " ", 4)
+		if len(f) != 4 || !slices.Contains([]string{"fails", "flaky", "not-run"}, f[2]) {
+			t.Fatalf("known.txt: not PACKAGE NAME fails|flaky|not-run REASON: %q", line)
+		}
+		if f[0] == pkg {
+			known[f[1]] = knownTest{notRun: f[2] == "not-run", mayPass: f[2] == "flaky", reason: f[3]}
+		}
+	}
+	return known
+}
