@@ -32,7 +32,10 @@ func newLoginCommand(app *App) *cobra.Command {
 		Short: "Keep a user name and password for a registry",
 		Long: `Ask a registry (Docker Hub if none is given) whether it takes a user name and password,
 and keep them where docker does: in the credential helper that docker's config.json
-names, or else in that file. Docker, podman and kiln see each other's logins.`,
+names, or else in that file. Docker, podman and kiln see each other's logins.
+
+Amazon's registries need no login: name the helper ecr-login, which is built in, in
+config.json.`,
 		Example: `  kiln login registry.example
   echo "$TOKEN" | kiln login -u ci --password-stdin registry.example`,
 		Args:              nargs(0, 1),

@@ -16,12 +16,14 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"os/user"
 	"path/filepath"
 	"strings"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/kiln-build/kiln/internal/diag"
+	"github.com/kiln-build/kiln/internal/registry/auth/ecr"
 )
 
 // HubKey is the key under which docker keeps the credentials of Docker Hub.
@@ -32,6 +34,8 @@ const HubKey = "https://index.docker.io/v1/"
 type Credential struct {
 	cfg    authn.AuthConfig
 	source string
+	// renew, if not nil, gives what counts now, for passwords of a short life.
+	renew func(context.Context) (authn.AuthConfig, error)
 }
 
 // NewCredential returns a user name and password that came from source.
@@ -65,8 +69,17 @@ type Token struct {
 
 // Authorization implements authn.Authenticator.
 func (c *Credential) Authorization() (*authn.AuthConfig, error) {
+	return c.AuthorizationContext(context.Background())
+}
+
+// AuthorizationContext implements authn.ContextAuthenticator.
+func (c *Credential) AuthorizationContext(ctx context.Context) (*authn.AuthConfig, error) {
 	cfg := c.cfg
-	return &cfg, nil
+	if c.renew == nil {
+		return &cfg, nil
+	}
+	cfg, err := c.renew(ctx)
+	return &cfg, err
 }
 
 // String is `user "name" from /path/config.json`.
@@ -89,6 +102,7 @@ func (c *Credential) GoString() string { return c.String() }
 type Keychain struct {
 	inline string // a config as JSON, from DOCKER_AUTH_CONFIG
 	paths  []string
+	ecr    *ecr.Login
 }
 
 // Default returns the keychain for this process's environment. The first place
@@ -97,30 +111,66 @@ type Keychain struct {
 //   - $DOCKER_AUTH_CONFIG, the JSON itself
 //   - $DOCKER_CONFIG/config.json
 //   - $REGISTRY_AUTH_FILE
-//   - ~/.docker/config.json, unless $DOCKER_CONFIG is set
+//   - ~/.docker/config.json, unless $DOCKER_CONFIG is set; without HOME, ~ is what /etc/passwd says
 //   - $XDG_RUNTIME_DIR/containers/auth.json
 //   - $XDG_CONFIG_HOME/containers/auth.json, or under ~/.config
 func Default() *Keychain {
-	k := &Keychain{inline: os.Getenv("DOCKER_AUTH_CONFIG")}
-	home, _ := os.UserHomeDir() // none: the places below it do not exist
-	add := func(dir string, elem ...string) {
-		if dir != "" {
-			k.paths = append(k.paths, filepath.Join(append([]string{dir}, elem...)...))
-		}
+	k := &Keychain{inline: os.Getenv("DOCKER_AUTH_CONFIG"), ecr: ecr.New()}
+	if os.Getenv("DOCKER_CONFIG") != "" {
+		k.paths = append(k.paths, below(dockerDir(), "config.json")...)
 	}
-	docker := os.Getenv("DOCKER_CONFIG")
-	add(docker, "config.json")
-	add(os.Getenv("REGISTRY_AUTH_FILE"))
-	if docker == "" {
-		add(home, ".docker", "config.json")
+	k.paths = append(k.paths, below(os.Getenv("REGISTRY_AUTH_FILE"))...)
+	if os.Getenv("DOCKER_CONFIG") == "" {
+		k.paths = append(k.paths, below(dockerDir(), "config.json")...)
 	}
-	add(os.Getenv("XDG_RUNTIME_DIR"), "containers", "auth.json")
-	if xdg := os.Getenv("XDG_CONFIG_HOME"); xdg != "" {
-		add(xdg, "containers", "auth.json")
-	} else {
-		add(home, ".config", "containers", "auth.json")
-	}
+	k.paths = append(k.paths, below(os.Getenv("XDG_RUNTIME_DIR"), "containers", "auth.json")...)
+	k.paths = append(k.paths, below(configHome(), "containers", "auth.json")...)
 	return k
+}
+
+// CertDirs returns where docker and podman look for the certificates of
+// registries, each with a directory for a host: the machine's and the user's.
+func CertDirs() []string {
+	dirs := []string{"/etc/docker/certs.d", "/etc/containers/certs.d"}
+	dirs = append(dirs, below(dockerDir(), "certs.d")...)
+	dirs = append(dirs, below(configHome(), "docker", "certs.d")...) // docker without root
+	return append(dirs, below(configHome(), "containers", "certs.d")...)
+}
+
+// below is a path in dir; none if dir is empty.
+func below(dir string, elem ...string) []string {
+	if dir == "" {
+		return nil
+	}
+	return []string{filepath.Join(append([]string{dir}, elem...)...)}
+}
+
+// dockerDir is the directory of docker's config: $DOCKER_CONFIG or ~/.docker.
+func dockerDir() string {
+	if d := os.Getenv("DOCKER_CONFIG"); d != "" {
+		return d
+	}
+	return strings.Join(below(home(), ".docker"), "")
+}
+
+// configHome is $XDG_CONFIG_HOME or ~/.config.
+func configHome() string {
+	if d := os.Getenv("XDG_CONFIG_HOME"); d != "" {
+		return d
+	}
+	return strings.Join(below(home(), ".config"), "")
+}
+
+// home is $HOME, or without it, in a process that nobody has logged in for,
+// what /etc/passwd says; "" if that says nothing.
+func home() string {
+	if h, err := os.UserHomeDir(); err == nil {
+		return h
+	}
+	if u, err := user.Current(); err == nil {
+		return u.HomeDir
+	}
+	return ""
 }
 
 // Resolve implements authn.Keychain.
@@ -137,7 +187,7 @@ func (k *Keychain) ResolveContext(ctx context.Context, target authn.Resource) (a
 		if err != nil {
 			return nil, err
 		}
-		if c, err := cf.find(ctx, keys); c != nil || err != nil {
+		if c, err := cf.find(ctx, keys, k.ask); c != nil || err != nil {
 			return found(c, err)
 		}
 	}
@@ -146,7 +196,7 @@ func (k *Keychain) ResolveContext(ctx context.Context, target authn.Resource) (a
 		if err != nil {
 			return nil, err
 		}
-		if c, err := cf.find(ctx, keys); c != nil || err != nil {
+		if c, err := cf.find(ctx, keys, k.ask); c != nil || err != nil {
 			return found(c, err)
 		}
 	}
@@ -244,16 +294,16 @@ func parse(raw []byte, source string) (*configFile, error) {
 
 // find looks the keys up as docker does, helper before file; but an entry of the
 // file counts too when the helper knows nothing.
-func (cf *configFile) find(ctx context.Context, keys []string) (*Credential, error) {
+func (cf *configFile) find(ctx context.Context, keys []string, ask askHelper) (*Credential, error) {
 	for _, k := range keys {
 		if helper := cf.CredHelpers[k]; helper != "" {
-			c, err := helperGet(ctx, helper, k, "credHelpers in "+cf.source)
+			c, err := ask(ctx, helper, k, "credHelpers in "+cf.source)
 			if c != nil || err != nil {
 				return c, err
 			}
 		}
 		if cf.CredsStore != "" && isServerKey(k) {
-			c, err := helperGet(ctx, cf.CredsStore, k, "credsStore in "+cf.source)
+			c, err := ask(ctx, cf.CredsStore, k, "credsStore in "+cf.source)
 			if c != nil || err != nil {
 				return c, err
 			}

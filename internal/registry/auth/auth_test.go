@@ -420,7 +420,7 @@ func FuzzParse(f *testing.F) {
 		}
 		cf.CredsStore, cf.CredHelpers = "", nil // no processes
 		keys := lookupKeys(host, repo)
-		c, err := cf.find(t.Context(), keys)
+		c, err := cf.find(t.Context(), keys, helperGet)
 		if err != nil || c == nil {
 			return
 		}

@@ -13,6 +13,7 @@ import (
 	"github.com/docker/docker-credential-helpers/client"
 	"github.com/docker/docker-credential-helpers/credentials"
 	"github.com/kiln-build/kiln/internal/diag"
+	"github.com/kiln-build/kiln/internal/registry/auth/ecr"
 )
 
 // Store keeps a user's password for a host in docker's config.json, or in the
@@ -24,7 +25,15 @@ func Store(ctx context.Context, host, user, password string) (where string, plai
 		return "", false, err
 	}
 	key := storeKey(host)
-	if helper, from := cf.helperFor(key); helper != "" {
+	helper, from := cf.helperFor(key)
+	if isBuiltIn(helper) {
+		if ecr.IsRegistry(key) {
+			return "", false, diag.New(diag.ExitUsage, "log in to %q: its passwords come from AWS credentials (%s, built in, named by %s)", host, helper, from).
+				WithHint("There is nothing to log in to: builds get a password by themselves.")
+		}
+		helper = "" // it keeps nothing: the file does
+	}
+	if helper != "" {
 		err := runHelper(ctx, helper, from, func(p client.ProgramFunc) error {
 			return client.Store(p, &credentials.Credentials{ServerURL: key, Username: user, Secret: password})
 		})
@@ -45,7 +54,7 @@ func Erase(ctx context.Context, host string) (found bool, err error) {
 		return false, err
 	}
 	key := storeKey(host)
-	if helper, from := cf.helperFor(key); helper != "" {
+	if helper, from := cf.helperFor(key); helper != "" && !isBuiltIn(helper) {
 		c, err := helperGet(ctx, helper, key, from)
 		if err != nil {
 			return false, err
@@ -97,13 +106,9 @@ func storeKey(host string) string {
 
 // dockerConfig is the file that docker login writes, and what it has now.
 func dockerConfig() (string, *configFile, error) {
-	dir := os.Getenv("DOCKER_CONFIG")
+	dir := dockerDir()
 	if dir == "" {
-		home, err := os.UserHomeDir()
-		if err != nil {
-			return "", nil, diag.New(diag.ExitFailure, "find docker's config: %w", err).WithHint("Set DOCKER_CONFIG or HOME.")
-		}
-		dir = filepath.Join(home, ".docker")
+		return "", nil, diag.New(diag.ExitFailure, "find docker's config: this user has no home").WithHint("Set DOCKER_CONFIG or HOME.")
 	}
 	path := filepath.Join(dir, "config.json")
 	cf, err := load(path)

@@ -255,7 +255,7 @@ func (s *Session) authorization(ctx context.Context, stale string) (string, erro
 		r.SetBasicAuth(cfg.Username, cfg.Password)
 		h := r.Header.Get("Authorization")
 		s.mu.Lock()
-		s.hide(strings.TrimPrefix(h, "Basic "))
+		s.hide(cfg.Password, strings.TrimPrefix(h, "Basic "))
 		s.mu.Unlock()
 		return h, nil
 	case cfg.Auth != "":
