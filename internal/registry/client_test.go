@@ -41,7 +41,7 @@ func newClient(t *testing.T, change ...func(*registry.Options)) *registry.Client
 		Keychain:     keychain{},
 		Retry:        registry.Retry{Tries: 4, Base: time.Millisecond, Max: 50 * time.Millisecond},
 		StallTimeout: 300 * time.Millisecond,
-		CertDir:      t.TempDir(),
+		CertDirs:     []string{t.TempDir()},
 	}
 	for _, f := range change {
 		f(&o)

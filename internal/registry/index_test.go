@@ -139,7 +139,7 @@ func TestNestedIndexesEnd(t *testing.T) {
 func TestCertsOfHosts(t *testing.T) {
 	r := registrytest.New(t, registrytest.Options{TLS: true})
 	dir := t.TempDir()
-	with := func(o *registry.Options) { o.CertDir = dir }
+	with := func(o *registry.Options) { o.CertDirs = []string{dir} }
 	if err := os.MkdirAll(filepath.Join(dir, r.Host()), 0o700); err != nil {
 		t.Fatal(err)
 	}

@@ -34,6 +34,8 @@ type Runner struct {
 
 	// Deadly makes any attempt at a namespace, mount or chroot kill the process that makes it.
 	Deadly bool
+	// Etc, if not empty, is a directory whose files it sees over those of /etc; only as root.
+	Etc string
 
 	unpriv string // the program that takes privileges away; "" when not root
 }
@@ -46,11 +48,8 @@ func New(ctx context.Context, dir string) (*Runner, error) {
 		return nil, err
 	}
 	r := &Runner{Bin: bin, Work: dir}
-	if err := os.Mkdir(dir, 0o755); err != nil {
-		return nil, err
-	}
 	if os.Geteuid() != 0 {
-		return r, nil
+		return r, os.Mkdir(dir, 0o755)
 	}
 	if r.unpriv, err = testenv.Tool(ctx, "unpriv"); err != nil {
 		return nil, err
@@ -63,7 +62,20 @@ func New(ctx context.Context, dir string) (*Runner, error) {
 	if err := os.WriteFile(r.Bin, data, 0o755); err != nil {
 		return nil, err
 	}
-	return r, os.Chown(dir, Nobody, Nobody)
+	return r.At(dir)
+}
+
+// At returns a runner of the same program with a work directory, and so a
+// store, of its own; it must not be there yet.
+func (r *Runner) At(dir string) (*Runner, error) {
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		return nil, err
+	}
+	other := &Runner{Bin: r.Bin, Work: dir, unpriv: r.unpriv}
+	if r.unpriv == "" {
+		return other, nil
+	}
+	return other, os.Chown(dir, Nobody, Nobody)
 }
 
 // Store is the directory of the runner's store.
@@ -77,6 +89,9 @@ func (r *Runner) Command(ctx context.Context, args ...string) *exec.Cmd {
 		pre := []string{r.unpriv, "-ro", "-rw", r.Work, "-dir", r.Work}
 		if r.Deadly {
 			pre = append(pre, "-deadly")
+		}
+		if r.Etc != "" {
+			pre = append(pre, "-etc", r.Etc)
 		}
 		for _, e := range r.Env {
 			pre = append(pre, "-env", e)

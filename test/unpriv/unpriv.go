@@ -23,6 +23,8 @@ type Options struct {
 	// and /proc. It takes root.
 	ReadOnly bool
 	Writable []string
+	// Etc is a directory whose files are seen over those of /etc. It takes root.
+	Etc string
 	// Deadly kills a process (SIGSYS) that as much as tries to make a namespace,
 	// to mount or to chroot, where the profile alone would refuse.
 	Deadly bool
@@ -41,11 +43,11 @@ func Exec(o Options, argv []string) error {
 		return err
 	}
 	root := unix.Geteuid() == 0
-	if o.ReadOnly {
+	if o.ReadOnly || o.Etc != "" {
 		if !root {
-			return fmt.Errorf("make mounts read-only: needs root")
+			return fmt.Errorf("change mounts: needs root")
 		}
-		if err := readOnlyView(o.Writable); err != nil {
+		if err := o.view(); err != nil {
 			return err
 		}
 	}
@@ -111,15 +113,27 @@ func lookPath(name string, env []string) (string, error) {
 	return "", fmt.Errorf("run %q: not in PATH", name)
 }
 
-// readOnlyView moves to a mount namespace of its own in which only the
-// writable directories and /proc can be written.
-func readOnlyView(writable []string) error {
+// view moves to a mount namespace of its own with what the options want to be seen.
+func (o *Options) view() error {
 	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
 		return fmt.Errorf("make mount namespace: %w", err)
 	}
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("make mounts private: %w", err)
 	}
+	if o.Etc != "" {
+		if err := unix.Mount("overlay", "/etc", "overlay", 0, "lowerdir="+o.Etc+":/etc"); err != nil {
+			return fmt.Errorf("put %q over /etc: %w", o.Etc, err)
+		}
+	}
+	if o.ReadOnly {
+		return readOnlyView(o.Writable)
+	}
+	return nil
+}
+
+// readOnlyView makes all mounts read-only but the writable directories and /proc.
+func readOnlyView(writable []string) error {
 	writable = append([]string{"/proc"}, writable...)
 	for _, d := range writable[1:] {
 		if err := unix.Mount(d, d, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {

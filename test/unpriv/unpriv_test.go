@@ -35,6 +35,10 @@ func TestMain(m *testing.M) {
 		o := Options{UID: 65532, GID: 65532, Deadly: true, Env: []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"}}
 		fmt.Println(Exec(o, append([]string{"sh", "-c"}, os.Args[1:]...)))
 		os.Exit(125)
+	case "etc":
+		o := Options{UID: 65532, GID: 65532, Etc: os.Args[1], Env: []string{"PATH=/usr/bin:/bin"}}
+		fmt.Println(Exec(o, append([]string{"sh", "-c"}, os.Args[2:]...)))
+		os.Exit(125)
 	case "readonly":
 		o := Options{UID: 65532, GID: 65532, ReadOnly: true, Writable: []string{os.Args[1]}, Env: []string{"PATH=/usr/bin:/bin"}}
 		fmt.Println(Exec(o, append([]string{"sh", "-c"}, os.Args[2:]...)))
@@ -106,6 +110,26 @@ func TestReadOnlyView(t *testing.T) {
 	}
 	if _, err := os.Stat(filepath.Join(ro, "a")); err == nil {
 		t.Fatal("a file was written in the read-only view")
+	}
+}
+
+func TestEtc(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+	dir := scratch(t)
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "unpriv-test"), []byte("over\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	out, err := self(t, "etc", dir, "cat /etc/unpriv-test; test -s /etc/passwd && echo under")
+	if err != nil || out != "over\nunder\n" {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	if _, err := os.Stat("/etc/unpriv-test"); err == nil {
+		t.Error("the machine's own /etc was changed")
 	}
 }
 

@@ -55,7 +55,9 @@ func (r *Registry) wantToken(next http.Handler) http.Handler {
 		}
 		token, _ := strings.CutPrefix(req.Header.Get("Authorization"), "Bearer ")
 		if !r.tokens.allows(token, req) {
-			refuse(w, fmt.Sprintf(`Bearer realm=%q,service="test"`, r.URL()+tokenPath))
+			// By the name that the client knows.
+			scheme, _, _ := strings.Cut(r.URL(), "://")
+			refuse(w, fmt.Sprintf(`Bearer realm=%q,service="test"`, scheme+"://"+req.Host+tokenPath))
 			return
 		}
 		next.ServeHTTP(w, req)

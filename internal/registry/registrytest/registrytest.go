@@ -4,6 +4,7 @@
 package registrytest
 
 import (
+	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
 	"log/slog"
@@ -27,6 +28,8 @@ type Options struct {
 	Token bool
 	// TLS makes it speak TLS, with a certificate of its own making: see CAFile.
 	TLS bool
+	// Certificate, if set, is what it shows with TLS instead.
+	Certificate *tls.Certificate
 	// Root keeps the content; empty: a directory that goes with the test.
 	Root string
 }
@@ -69,6 +72,9 @@ func New(tb testing.TB, o Options) *Registry {
 	r.server = httptest.NewUnstartedServer(r.handler(h))
 	r.server.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelInfo)
 	if o.TLS {
+		if o.Certificate != nil {
+			r.server.TLS = &tls.Config{Certificates: []tls.Certificate{*o.Certificate}}
+		}
 		r.server.StartTLS()
 		r.caFile = filepath.Join(tb.TempDir(), "ca.crt")
 		block := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: r.server.Certificate().Raw})

@@ -177,6 +177,8 @@ func (s *Session) scrub(text string) string {
 	return text
 }
 
+const proxyHint = "The proxy is from HTTPS_PROXY or HTTP_PROXY in the environment; registries that need none can be listed in NO_PROXY."
+
 // hint says what to do about an error.
 func (s *Session) hint(err error) string {
 	host := s.repo.Name
@@ -186,14 +188,23 @@ func (s *Session) hint(err error) string {
 		authority x509.UnknownAuthorityError
 		cert      *tls.CertificateVerificationError
 		dns       *net.DNSError
+		proxy     *proxyError
+		other     x509.HostnameError
 	)
 	switch {
+	case errors.As(err, &other):
+		return fmt.Sprintf("Its certificate is for another name: use that, or, if you trust the network, add --insecure-registry %s.", host)
+	case errors.As(err, &proxy) && proxy.code == http.StatusProxyAuthRequired:
+		return proxyHint + " It wants a user and a password: HTTPS_PROXY=http://USER:PASSWORD@HOST:PORT."
+	case errors.As(err, &proxy):
+		return proxyHint
 	case errors.As(err, &plain):
 		return fmt.Sprintf("If %[1]s really has no TLS, and you trust the network, add --insecure-registry %[1]s.", plain.host)
 	case isPlain(err):
 		return fmt.Sprintf("%[1]s does not speak TLS. If you trust the network, add --insecure-registry %[1]s.", host)
 	case errors.As(err, &authority), errors.As(err, &cert):
-		return fmt.Sprintf("Trust its certificate with SSL_CERT_FILE, or, if you trust the network, add --insecure-registry %s.", host)
+		return fmt.Sprintf("Trust its certificate: put it into /etc/docker/certs.d/%[1]s or ~/.docker/certs.d/%[1]s as ca.crt, or name it in SSL_CERT_FILE. "+
+			"Or, if you trust the network, add --insecure-registry %[1]s.", host)
 	case errors.As(err, &dns):
 		return fmt.Sprintf("Check the registry's name %q and this machine's DNS.", host)
 	case errors.As(err, &status):
@@ -219,6 +230,8 @@ func (s *Session) statusHint(e *Status, host string) string {
 		}
 	case http.StatusRequestEntityTooLarge:
 		return "The registry, or a proxy before it, limits the size of uploads: raise its limit."
+	case http.StatusProxyAuthRequired:
+		return proxyHint
 	case http.StatusTooManyRequests:
 		if anonymous {
 			return fmt.Sprintf("The registry limits anonymous use: log in with `kiln login %s`.", host)

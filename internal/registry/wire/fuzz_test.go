@@ -29,7 +29,7 @@ func (readCloser) Close() error { return nil }
 
 func newNet(tb testing.TB, insecure ...string) *Net {
 	tb.Helper()
-	n, err := New(Options{Insecure: insecure, CertDir: tb.TempDir()})
+	n, err := New(Options{Insecure: insecure, CertDirs: []string{tb.TempDir()}})
 	if err != nil {
 		tb.Fatal(err)
 	}

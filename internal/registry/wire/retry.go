@@ -114,6 +114,7 @@ func Transient(err error) bool {
 		final   *permanentError
 		plain   *plainHTTPError
 		status  *Status
+		proxy   *proxyError
 		dns     *net.DNSError
 		op      *net.OpError
 		timeout interface{ Timeout() bool }
@@ -128,6 +129,8 @@ func Transient(err error) bool {
 		return false
 	case errors.As(err, &status):
 		return TransientStatus(status.Code)
+	case errors.As(err, &proxy) && proxy.code != 0:
+		return TransientStatus(proxy.code)
 	case errors.As(err, &dns):
 		return dns.IsTemporary || dns.IsTimeout
 	case errors.Is(err, errStalled), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, net.ErrClosed):

@@ -11,14 +11,10 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
 	"time"
-
-	"github.com/kiln-build/kiln/internal/diag"
 )
 
 const (
@@ -93,7 +89,7 @@ func (t *hostTransport) RoundTrip(req *http.Request) (*http.Response, error) {
 	resp, err := inner.RoundTrip(r)
 	w.pause()
 	if err != nil {
-		err = stallCause(ctx, err)
+		err = proxyCause(req, stallCause(ctx, err))
 		cancel(nil)
 		return nil, err
 	}
@@ -122,12 +118,10 @@ func (t *hostTransport) forRequest(req *http.Request) (*http.Transport, error) {
 		return nil, Permanent("cannot speak %q to %q", req.URL.Scheme, host)
 	}
 	insecure := t.isInsecure(host)
-	certs := filepath.Join(t.net.opts.CertDir, host)
-	fi, err := os.Stat(certs)
-	hasCerts := err == nil && fi.IsDir() && !strings.HasPrefix(host, ".") && !strings.ContainsAny(host, `/\`) && host != ""
+	dirs := certDirs(t.net.opts.CertDirs, host)
 	given, hasGiven := t.net.opts.Certs[host]
 	key := ""
-	if insecure || hasCerts || hasGiven {
+	if insecure || len(dirs) > 0 || hasGiven {
 		key = host
 	}
 	t.mu.Lock()
@@ -136,8 +130,8 @@ func (t *hostTransport) forRequest(req *http.Request) (*http.Transport, error) {
 		return tr, nil
 	}
 	cfg := &tls.Config{RootCAs: t.pool, InsecureSkipVerify: insecure, MinVersion: tls.VersionTLS12} //nolint:gosec // only where the user asked for it
-	if hasCerts {
-		dir, err := dirCerts(certs)
+	for _, d := range dirs {
+		dir, err := dirCerts(d)
 		if err != nil {
 			return nil, err
 		}
@@ -155,6 +149,7 @@ func newTransport(cfg *tls.Config, parallel int) *http.Transport {
 	http1.SetHTTP1(true)
 	return &http.Transport{
 		Proxy:                  http.ProxyFromEnvironment,
+		OnProxyConnectResponse: proxyAnswer,
 		DialContext:            (&net.Dialer{Timeout: 30 * time.Second, KeepAlive: 30 * time.Second}).DialContext,
 		TLSClientConfig:        cfg,
 		TLSHandshakeTimeout:    30 * time.Second,
@@ -168,49 +163,6 @@ func newTransport(cfg *tls.Config, parallel int) *http.Transport {
 		WriteBufferSize:        64 << 10,
 		ReadBufferSize:         64 << 10,
 	}
-}
-
-// dirCerts reads a host's directory as docker does: *.crt are trusted, and
-// NAME.cert with NAME.key is shown to the registry.
-func dirCerts(dir string) (c Certs, err error) {
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return c, diag.New(diag.ExitRegistry, "read registry certificates: %w", err)
-	}
-	for _, e := range entries {
-		path := filepath.Join(dir, e.Name())
-		switch filepath.Ext(e.Name()) {
-		case ".crt":
-			c.CAs = append(c.CAs, path)
-		case ".cert":
-			c.Pairs = append(c.Pairs, KeyPair{path, strings.TrimSuffix(path, ".cert") + ".key"})
-		}
-	}
-	return c, nil
-}
-
-// load reads the files into cfg.
-func (c Certs) load(cfg *tls.Config) (err error) {
-	if len(c.CAs) > 0 {
-		if cfg.RootCAs != nil {
-			cfg.RootCAs = cfg.RootCAs.Clone()
-		} else if cfg.RootCAs, err = x509.SystemCertPool(); err != nil {
-			return diag.New(diag.ExitRegistry, "load the system's certificates: %w", err)
-		}
-	}
-	for _, ca := range c.CAs {
-		if err := addCerts(cfg.RootCAs, ca); err != nil {
-			return err
-		}
-	}
-	for _, p := range c.Pairs {
-		pair, err := tls.LoadX509KeyPair(p.Cert, p.Key)
-		if err != nil {
-			return diag.New(diag.ExitRegistry, "read registry client certificate: %w", err)
-		}
-		cfg.Certificates = append(cfg.Certificates, pair)
-	}
-	return nil
 }
 
 // watch calls stalled when too little has moved while it was running. It is

@@ -4,10 +4,8 @@
 package wire
 
 import (
-	"crypto/x509"
 	"log/slog"
 	"net/http"
-	"os"
 	"strings"
 	"sync"
 	"time"
@@ -30,10 +28,10 @@ type Options struct {
 	// CAFile has certificates in PEM that are trusted beside the system's
 	// (SSL_CERT_FILE is honoured as everywhere in Go).
 	CAFile string
-	// CertDir has a directory for each host with *.crt, client.cert and
-	// client.key, as docker reads them. Empty: /etc/docker/certs.d.
-	CertDir string
-	// Certs are for hosts, beside what CertDir has.
+	// CertDirs have a directory for each host with *.crt, NAME.cert and
+	// NAME.key, as docker reads them. Nil: auth.CertDirs().
+	CertDirs []string
+	// Certs are for hosts, beside what CertDirs have.
 	Certs map[string]Certs
 	// Mirrors are asked first when something is pulled from a registry, in their order:
 	// registry, such as docker.io → HOST[:PORT][/PATH], where PATH goes before the repository's.
@@ -51,15 +49,6 @@ type Options struct {
 	// SkipPushCheck: who begins to push does not ask for the permission first.
 	SkipPushCheck bool
 }
-
-// Certs are the certificates that a host is spoken to with.
-type Certs struct {
-	CAs   []string  // files in PEM that are trusted beside the system's
-	Pairs []KeyPair // shown to the host
-}
-
-// KeyPair names the files of a client's certificate and its key, in PEM.
-type KeyPair struct{ Cert, Key string }
 
 // Net opens sessions with registries. Safe for concurrent use.
 type Net struct {
@@ -127,8 +116,8 @@ func (o Options) withDefaults() Options {
 	if o.UserAgent == "" {
 		o.UserAgent = "kiln"
 	}
-	if o.CertDir == "" {
-		o.CertDir = "/etc/docker/certs.d"
+	if o.CertDirs == nil {
+		o.CertDirs = auth.CertDirs()
 	}
 	if o.StallTimeout <= 0 {
 		o.StallTimeout = time.Minute
@@ -151,29 +140,4 @@ func cleanHost(s string) (string, error) {
 		return "", diag.New(diag.ExitUsage, "insecure registry %q: want HOST or HOST:PORT", s)
 	}
 	return h, nil
-}
-
-func certPool(file string) (*x509.CertPool, error) {
-	if file == "" {
-		return nil, nil // the system's
-	}
-	pool, err := x509.SystemCertPool()
-	if err != nil {
-		return nil, diag.New(diag.ExitRegistry, "load the system's certificates: %w", err)
-	}
-	if err := addCerts(pool, file); err != nil {
-		return nil, err
-	}
-	return pool, nil
-}
-
-func addCerts(pool *x509.CertPool, file string) error {
-	pem, err := os.ReadFile(file)
-	if err != nil {
-		return diag.New(diag.ExitRegistry, "read registry certificates: %w", err)
-	}
-	if !pool.AppendCertsFromPEM(pem) {
-		return diag.New(diag.ExitRegistry, "read registry certificates: no certificate in %s", file)
-	}
-	return nil
 }

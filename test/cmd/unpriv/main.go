@@ -1,7 +1,7 @@
 // Command unpriv runs a program with no more privilege than a restricted
 // Kubernetes pod has. See package unpriv.
 //
-//	unpriv [-ro] [-rw DIR]... [-env NAME=VALUE]... [-dir DIR] [--] COMMAND [ARG]...
+//	unpriv [-ro] [-rw DIR]... [-etc DIR] [-env NAME=VALUE]... [-dir DIR] [--] COMMAND [ARG]...
 //	unpriv -check
 package main
 
@@ -27,6 +27,7 @@ func run() error {
 	flag.IntVar(&o.GID, "gid", 65532, "group `id` to become")
 	flag.BoolVar(&o.ReadOnly, "ro", false, "make every mount read-only but for -rw and /proc (takes root)")
 	flag.StringVar(&o.Dir, "dir", "", "working `directory`")
+	flag.StringVar(&o.Etc, "etc", "", "`directory` whose files are seen over those of /etc (takes root)")
 	flag.Func("rw", "`directory` that stays writable with -ro (repeatable)", func(s string) error {
 		o.Writable = append(o.Writable, s)
 		return nil

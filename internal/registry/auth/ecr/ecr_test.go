@@ -82,7 +82,8 @@ func TestFakeAWSSources(t *testing.T) {
 		}, "WEB", "web identity", []string{"POST /sts/ AssumeRoleWithWebIdentity", "POST /ecr/"}},
 		{
 			"process", config(`[default]` + "\n" + `credential_process = echo '{"Version":1,"AccessKeyId":"AKIDPROCESS","SecretAccessKey":"secret-of-PROCESS","SessionToken":"session-of-PROCESS"}'` + "\n"),
-			"PROCESS", "credential_process", []string{"POST /ecr/"},
+			"PROCESS", "credential_process",
+			[]string{"POST /ecr/"},
 		},
 		{"environment before all", all(env, web, container, instance), "ENV", "the environment", []string{"POST /ecr/"}},
 		{"web identity before containers", all(web, container, instance), "WEB", "web identity", []string{"POST /sts/ AssumeRoleWithWebIdentity", "POST /ecr/"}},
