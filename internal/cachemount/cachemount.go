@@ -85,9 +85,10 @@ type Mount struct {
 	unlock func() // nil if it is not locked
 }
 
-// Acquire takes a cache mount for a step, waiting for it if it is Locked. If there is
-// none it begins with base. Release must be called in the end. The caller is within a Use of the store.
-func (s *Store) Acquire(ctx context.Context, k Key, sharing Sharing, base []image.Layer) (*Mount, error) {
+// Acquire takes a cache mount for a step, waiting for it if it is Locked: waits, if not nil,
+// is called then. If there is no such mount it begins with base. Release must be called in the end.
+// The caller is within a Use of the store.
+func (s *Store) Acquire(ctx context.Context, k Key, sharing Sharing, base []image.Layer, waits func()) (*Mount, error) {
 	if len(k.record()) > store.MaxKey {
 		return nil, fmt.Errorf("the id of a cache mount has %d bytes, which are too many", len(k.ID))
 	}
@@ -95,7 +96,7 @@ func (s *Store) Acquire(ctx context.Context, k Key, sharing Sharing, base []imag
 	var err error
 	switch sharing {
 	case Locked:
-		m.unlock, err = s.st.Lock(ctx, k.lock("use"))
+		m.unlock, err = s.lock(ctx, k, waits)
 	case Private:
 		m.Key, m.unlock, err = s.lockFree(k)
 	}
@@ -112,6 +113,17 @@ func (s *Store) Acquire(ctx context.Context, k Key, sharing Sharing, base []imag
 	}
 	m.Layers, m.began = r.Layers, r.Began
 	return m, nil
+}
+
+func (s *Store) lock(ctx context.Context, k Key, waits func()) (func(), error) {
+	unlock, ok, err := s.st.TryLock(k.lock("use"))
+	if ok || err != nil {
+		return unlock, err
+	}
+	if waits != nil {
+		waits()
+	}
+	return s.st.Lock(ctx, k.lock("use"))
 }
 
 // lockFree locks the first private instance that nobody uses.

@@ -48,7 +48,7 @@ func play(role, root string) error {
 	s := New(st)
 	switch role {
 	case "hold":
-		m, err := s.Acquire(ctx, Key{ID: "x"}, Locked, nil)
+		m, err := s.Acquire(ctx, Key{ID: "x"}, Locked, nil, nil)
 		if err != nil {
 			return err
 		}
@@ -69,7 +69,7 @@ func play(role, root string) error {
 
 // addOne is a step that writes a file.
 func addOne(ctx context.Context, s *Store, name string) error {
-	m, err := s.Acquire(ctx, Key{ID: "x"}, Shared, nil)
+	m, err := s.Acquire(ctx, Key{ID: "x"}, Shared, nil, nil)
 	if err != nil {
 		return err
 	}
@@ -104,7 +104,7 @@ func open(t *testing.T) (context.Context, *Store) {
 
 func acquire(t *testing.T, s *Store, k Key, sh Sharing) *Mount {
 	t.Helper()
-	m, err := s.Acquire(t.Context(), k, sh, nil)
+	m, err := s.Acquire(t.Context(), k, sh, nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -235,15 +235,15 @@ func TestLocked(t *testing.T) {
 	}
 	short, cancel := context.WithTimeout(ctx, 200*time.Millisecond)
 	defer cancel()
-	if _, err := s.Acquire(short, Key{ID: "x"}, Locked, nil); !errors.Is(err, context.DeadlineExceeded) {
+	if _, err := s.Acquire(short, Key{ID: "x"}, Locked, nil, nil); !errors.Is(err, context.DeadlineExceeded) {
 		t.Fatalf("two processes have it: %v", err)
 	}
 	if m := acquire(t, s, Key{ID: "x"}, Private); m.Key.Instance != 1 {
 		t.Error("a private mount is one that another process has locked")
 	}
-	got := make(chan *Mount)
+	got, waits := make(chan *Mount), make(chan struct{})
 	go func() {
-		m, err := s.Acquire(ctx, Key{ID: "x"}, Locked, nil)
+		m, err := s.Acquire(ctx, Key{ID: "x"}, Locked, nil, func() { close(waits) })
 		if err != nil {
 			t.Error(err)
 		}
@@ -252,7 +252,7 @@ func TestLocked(t *testing.T) {
 	select {
 	case <-got:
 		t.Fatal("two processes have it")
-	case <-time.After(100 * time.Millisecond):
+	case <-waits:
 	}
 	_ = cmd.Process.Kill()
 	select {
@@ -327,7 +327,7 @@ func TestDepth(t *testing.T) {
 	k := Key{ID: "x", Base: "base"}
 	var large image.Layer
 	for i := range 60 {
-		m, err := s.Acquire(ctx, k, Locked, []image.Layer{base})
+		m, err := s.Acquire(ctx, k, Locked, []image.Layer{base}, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -350,6 +350,22 @@ func TestDepth(t *testing.T) {
 	}
 }
 
+// TestWrittenOver: what was written over is not kept.
+func TestWrittenOver(t *testing.T) {
+	_, s := open(t)
+	for i := range 20 {
+		m := acquire(t, s, Key{ID: "x"}, Shared)
+		if len(m.Layers) > 2 {
+			t.Fatalf("step %d: %d layers", i, len(m.Layers))
+		}
+		add(t, m, "same", 100_000+i)
+	}
+	infos, err := s.List(t.Context())
+	if err != nil || len(infos) != 1 || infos[0].Size > 250_000 {
+		t.Errorf("%+v %v", infos, err)
+	}
+}
+
 // TestLostLayer: a mount of which a layer is gone or damaged begins anew.
 func TestLostLayer(t *testing.T) {
 	ctx, s := open(t)
@@ -365,15 +381,15 @@ func TestLostLayer(t *testing.T) {
 		k := Key{ID: name}
 		m := acquire(t, s, k, Shared)
 		add(t, m, "kept", 10)
-		l := add(t, m, name, 20)
-		if err := spoil(s.st.LayerPath(l.DiffID)); err != nil {
+		add(t, m, name, 20)
+		if err := spoil(s.st.LayerPath(acquire(t, s, k, Shared).Layers[0].DiffID)); err != nil {
 			t.Fatal(err)
 		}
 		base, err := fileLayer(ctx, s.st, "base", 5)
 		if err != nil {
 			t.Fatal(err)
 		}
-		m, err = s.Acquire(ctx, k, Shared, []image.Layer{base})
+		m, err = s.Acquire(ctx, k, Shared, []image.Layer{base}, nil)
 		if err != nil || names(t, s, m.Layers) != "base" {
 			t.Errorf("%s: %v %v", name, m, err)
 		}

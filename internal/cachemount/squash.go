@@ -19,23 +19,21 @@ import (
 // maxDepth is how many layers a mount has at most besides what it began with.
 const maxDepth = 10
 
-// compact merges the topmost layers of a deep stack into one. It takes as many as
-// are not much smaller than what is below them: so a large layer is written again only when as
-// much has come on top of it, and each byte a few times in all. It returns nil if there is nothing to do.
+// compact merges the topmost layers of a stack into one if those below are no larger, or the
+// stack is deep. So what was written over is not kept for long, a stack is not much larger than what is
+// seen of it, and each byte is written again a few times in all. It returns nil if there is nothing to do.
 func (s *Store) compact(ctx context.Context, ls []image.Layer, began int) ([]image.Layer, error) {
-	if len(ls)-began <= maxDepth {
-		return nil, nil
-	}
 	opened, err := s.open(ls)
 	if err != nil {
 		return nil, err
 	}
 	defer closeAll(opened)
-	n := len(ls) - 2
-	sum := size(opened[n]) + size(opened[n+1])
-	for n > began && size(opened[n-1]) <= sum {
-		n--
-		sum += size(opened[n])
+	n := len(ls) - 1
+	for sum := size(opened[n]); n > began && (size(opened[n-1]) <= sum || n-began >= maxDepth); n-- {
+		sum += size(opened[n-1])
+	}
+	if n == len(ls)-1 {
+		return nil, nil
 	}
 	w := squasher{ctx: ctx, below: merged(opened[:n])}
 	for _, l := range opened[n:] {

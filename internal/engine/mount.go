@@ -299,7 +299,9 @@ func (r *run) takeCache(ctx context.Context, op *Op, k cachemount.Key, sharing c
 		}
 		in.Layers = []image.Layer{l}
 	}
-	c, err := caches.Acquire(ctx, k, sharing, in.Layers)
+	c, err := caches.Acquire(ctx, k, sharing, in.Layers, func() {
+		r.Progress.Note(fmt.Sprintf("cache mount %q is locked by another step: waiting for it", k.ID))
+	})
 	if err != nil {
 		return nil, fmt.Errorf("take cache mount %q: %w", k.ID, err)
 	}
