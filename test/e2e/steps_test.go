@@ -320,3 +320,30 @@ func littleMemory(t *testing.T, cmd *exec.Cmd) {
 	}
 	cmd.Path = sh
 }
+
+// TestImpliedDirectories: a base image's layer has files in directories that it has no entries for. RUN and
+// COPY see the directories as the layer below has them, and so they are in the image.
+func TestImpliedDirectories(t *testing.T) {
+	guard(t)
+	t.Parallel()
+	bed := kilnrun.Open(t, busybox)
+	base := bed.Host + "/implied:base"
+	pushLayers(t, base,
+		tarLayer(t, tarEntry{Name: "opt/", Type: '5', Mode: 0o2750}, tarEntry{Name: "opt/app/", Type: '5', Mode: 0o711}),
+		tarLayer(t, tarEntry{Name: "opt/app/bin/tool", Body: "tool"}))
+	dir := files{"Dockerfile": `ARG REGISTRY
+FROM ${REGISTRY}/implied:base
+RUN stat -c '%n %a' /opt /opt/app /opt/app/bin > /seen && touch /opt/app/new && chmod 700 /opt/app/bin
+COPY Dockerfile /opt/app/copied
+`}.write(t, filepath.Join(bed.Dir, "context"))
+	ref, _ := bed.Build(t, dir, "implied:1")
+	fs := rootfs(t, ref)
+	if got, want := fs["/seen"].Data, "/opt 2750\n/opt/app 711\n/opt/app/bin 755\n"; got != want {
+		t.Errorf("RUN saw %q, want %q", got, want)
+	}
+	for p, mode := range map[string]int64{"/opt": 0o2750, "/opt/app": 0o711, "/opt/app/bin": 0o700} {
+		if e := fs[p]; e.Header == nil || e.Mode&0o7777 != mode {
+			t.Errorf("%s is %+v, want mode %o", p, e.Header, mode)
+		}
+	}
+}
