@@ -35,7 +35,7 @@ const buildExample = `  # Build the Dockerfile in this directory and keep the im
   kiln build -o type=docker,dest=app.tar .
   kiln build -o type=local,dest=out .
 
-  # Give steps a secret and an SSH agent: RUN --mount=type=secret,id=npmrc --mount=type=ssh npm ci
+  # Give a secret and an SSH agent to steps with RUN --mount=type=secret or ssh
   kiln build --secret id=npmrc,src=$HOME/.npmrc --ssh default .
 
   # See what would be done, and do nothing
