@@ -9,6 +9,7 @@ import (
 
 	"github.com/containerd/platforms"
 	"github.com/kiln-build/kiln/internal/build"
+	"github.com/kiln-build/kiln/internal/cache"
 	"github.com/kiln-build/kiln/internal/diag"
 	"github.com/kiln-build/kiln/internal/export"
 	"github.com/kiln-build/kiln/internal/layer"
@@ -24,6 +25,8 @@ type buildFlags struct {
 	Frontend     string
 	Opts         []string // K=V
 	NoCache      bool
+	ExportCache  []string
+	ImportCache  []string
 	MetadataFile string
 	RefFile      string
 }
@@ -38,6 +41,8 @@ func newBuildFlags(cmd *cobra.Command) *buildFlags {
 	fl.StringVar(&f.Frontend, "frontend", "", "front end of the build: dockerfile.v0, or gateway.v0 with --opt source=docker/dockerfile")
 	fl.StringArrayVar(&f.Opts, "opt", nil, "option of the front end, such as target=foo or build-arg:foo=bar")
 	fl.BoolVar(&f.NoCache, "no-cache", false, "run every step, use no cached result")
+	fl.StringArrayVar(&f.ExportCache, "export-cache", nil, "write the cache, such as type=registry,ref=example.com/foo/bar or type=local,dest=path/to/dir")
+	fl.StringArrayVar(&f.ImportCache, "import-cache", nil, "read a cache, such as type=registry,ref=example.com/foo/bar or type=local,src=path/to/dir")
 	fl.StringVar(&f.MetadataFile, "metadata-file", "", "write what is known of the result to this file, as JSON")
 	fl.StringVar(&f.RefFile, "ref-file", "", "write the build's reference to this file")
 	return f
@@ -67,6 +72,20 @@ func (f *buildFlags) request(getenv func(string) string) (build.Request, error) 
 	}
 	if err := take(&req, opts); err != nil {
 		return req, err
+	}
+	for _, s := range f.ImportCache {
+		sp, err := cache.ParseFrom(s)
+		if err != nil {
+			return req, err
+		}
+		req.CacheFrom = append(req.CacheFrom, sp...)
+	}
+	for _, s := range f.ExportCache {
+		sp, err := cache.ParseTo(s)
+		if err != nil {
+			return req, err
+		}
+		req.CacheTo = append(req.CacheTo, sp)
 	}
 	for _, o := range f.Outputs {
 		sp, err := parseOutput(o)
