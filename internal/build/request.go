@@ -115,9 +115,14 @@ func (r *Result) Metadata() (map[string]string, error) {
 	return m, nil
 }
 
-// InsecureHosts are the registries, HOST[:PORT], that outputs say may be spoken to by
-// plain HTTP. What is no name of an image is left for Run to refuse.
+// InsecureHosts are the registries, HOST[:PORT], that outputs and caches say may be spoken
+// to by plain HTTP. What is no name of an image is left for Run to refuse.
 func (r *Request) InsecureHosts() (hosts []string) {
+	for _, c := range slices.Concat(r.CacheFrom, r.CacheTo) {
+		if named, err := reference.ParseNormalizedNamed(c.Ref); err == nil && c.Insecure {
+			hosts = append(hosts, reference.Domain(named))
+		}
+	}
 	for _, o := range r.Outputs {
 		if !o.Insecure {
 			continue

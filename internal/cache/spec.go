@@ -55,11 +55,12 @@ const mostRecords = 10_000
 
 // Spec is one --cache-from or --cache-to.
 type Spec struct {
-	Type   Type
-	Ref    string        // Registry: the cache's name, as it was given
-	Dir    string        // Directory: where the layout is
-	Tag    string        // Directory: which of the layout's
-	Digest digest.Digest // Directory, from: this manifest instead of a tag
+	Type     Type
+	Ref      string        // Registry: the cache's name, as it was given
+	Insecure bool          // Registry: it may be spoken to by plain HTTP
+	Dir      string        // Directory: where the layout is
+	Tag      string        // Directory: which of the layout's
+	Digest   digest.Digest // Directory, from: this manifest instead of a tag
 
 	// The rest is of --cache-to.
 
@@ -154,8 +155,7 @@ func From(kv map[string]string) (Spec, error) {
 	sp := Spec{Type: Type(kv["type"])}
 	switch sp.Type {
 	case Registry:
-		sp.Ref = r.need("ref")
-		r.insecure()
+		sp.Ref, sp.Insecure = r.need("ref"), r.flag("registry.insecure", false)
 		r.only("ref", "registry.insecure")
 	case Directory:
 		sp.Dir, sp.Tag = r.need("src"), r.tag()
@@ -179,8 +179,7 @@ func To(kv map[string]string) (Spec, error) {
 	}
 	switch sp.Type {
 	case Registry:
-		sp.Ref = r.need("ref")
-		r.insecure()
+		sp.Ref, sp.Insecure = r.need("ref"), r.flag("registry.insecure", false)
 		r.only(append(written, "ref", "registry.insecure")...)
 	case Directory:
 		sp.Dir, sp.Tag = r.need("dest"), r.tag()
@@ -276,13 +275,6 @@ func (r *reader) flag(k string, def bool) bool {
 		r.fail(fmt.Errorf("%s is true or false, and not %q", k, v))
 	}
 	return b
-}
-
-func (r *reader) insecure() {
-	if r.flag("registry.insecure", false) {
-		r.fail(diag.New(diag.ExitUsage, "cache %q: registry.insecure is not an option of one cache", r.name).
-			WithHint("Name the registry with --insecure-registry HOST[:PORT]."))
-	}
 }
 
 func (r *reader) tag() string {

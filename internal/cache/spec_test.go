@@ -20,6 +20,7 @@ func TestParseFrom(t *testing.T) {
 		"type=registry,ref=r.example/a:b":             {reg("r.example/a:b")},
 		"Type=registry, ref=r.example/a":              {reg("r.example/a")},
 		"ref=a,type=registry":                         {reg("a")},
+		"type=registry,ref=a,registry.insecure=true":  {{Type: cache.Registry, Ref: "a", Insecure: true}},
 		"type=registry,ref=a,registry.insecure=false": {reg("a")},
 		"type=local,src=/some/dir":                    {{Type: cache.Directory, Dir: "/some/dir", Tag: "latest"}},
 		`type=local,"src=a,b",tag=x`:                  {{Type: cache.Directory, Dir: "a,b", Tag: "x"}},
@@ -33,7 +34,7 @@ func TestParseFrom(t *testing.T) {
 		"": "one line", "a\nb": "one line", "type=registry": "needs ref", "type=local": "needs src", "type=local,dest=x": "needs src",
 		"type=gha": "caches of type=gha are not supported", "type=s3,region=x,bucket=y": "type=s3 are not supported", "type=azblob": "type=azblob",
 		"type=inline": "type=registry,ref=IMAGE", "type=zip": "not known", "ref=a": "not known", "type=registry,ref=a,mode=max": `no option "mode"`,
-		"type=registry,ref=a,registry.insecure=true": "registry.insecure", "type=local,src=x,digest=y": "is a digest",
+		"type=registry,ref=a,registry.insecure=maybe": "registry.insecure is true or false", "type=local,src=x,digest=y": "is a digest",
 		"type=registry,ref=a,ref=b": "twice", "type=registry,ref": "not KEY=VALUE", `type="x`: "cache to read",
 	} {
 		if got, err := cache.ParseFrom(in); err == nil || diag.ExitCode(err) != diag.ExitUsage || !strings.Contains(err.Error(), says) {

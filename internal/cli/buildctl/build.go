@@ -9,6 +9,7 @@ import (
 
 	"github.com/containerd/platforms"
 	"github.com/kiln-build/kiln/internal/build"
+	"github.com/kiln-build/kiln/internal/cache"
 	"github.com/kiln-build/kiln/internal/diag"
 	"github.com/kiln-build/kiln/internal/export"
 	"github.com/kiln-build/kiln/internal/layer"
@@ -29,6 +30,8 @@ type buildFlags struct {
 	Secrets      []string
 	SSH          []string
 	Allow        []string
+	ExportCache  []string
+	ImportCache  []string
 	MetadataFile string
 	RefFile      string
 }
@@ -46,6 +49,8 @@ func newBuildFlags(cmd *cobra.Command) *buildFlags {
 	fl.StringArrayVar(&f.Secrets, "secret", nil, "secret for steps that mount it, id=ID[,src=FILE|,env=VARIABLE]")
 	fl.StringArrayVar(&f.SSH, "ssh", nil, "SSH agent for steps that mount it, default|ID[=SOCKET|KEYFILE[,KEYFILE]]")
 	fl.StringArrayVar(&f.Allow, "allow", nil, "accepted: network.host needs no permission, security.insecure cannot be had")
+	fl.StringArrayVar(&f.ExportCache, "export-cache", nil, "write the cache, such as type=registry,ref=example.com/foo/bar or type=local,dest=path/to/dir")
+	fl.StringArrayVar(&f.ImportCache, "import-cache", nil, "read a cache, such as type=registry,ref=example.com/foo/bar or type=local,src=path/to/dir")
 	fl.StringVar(&f.MetadataFile, "metadata-file", "", "write what is known of the result to this file, as JSON")
 	fl.StringVar(&f.RefFile, "ref-file", "", "write the build's reference to this file")
 	return f
@@ -78,6 +83,20 @@ func (f *buildFlags) request(getenv func(string) string) (build.Request, error) 
 	}
 	if err := take(&req, opts); err != nil {
 		return req, err
+	}
+	for _, s := range f.ImportCache {
+		sp, err := cache.ParseFrom(s)
+		if err != nil {
+			return req, err
+		}
+		req.CacheFrom = append(req.CacheFrom, sp...)
+	}
+	for _, s := range f.ExportCache {
+		sp, err := cache.ParseTo(s)
+		if err != nil {
+			return req, err
+		}
+		req.CacheTo = append(req.CacheTo, sp)
 	}
 	for _, o := range f.Outputs {
 		sp, err := parseOutput(o)

@@ -65,16 +65,19 @@ func TestOptions(t *testing.T) {
 		"--opt", "platform=linux/amd64,linux/arm64", "--opt", "filename=D.other", "--opt", "context:n=docker-image://x", "--opt", "target=y",
 		"--opt", "image-resolve-mode=pull", "--no-cache", "-o", `type=image,"name=h.example:5000/a,docker.io/b",registry.insecure=true,push=true`,
 		"--output", "type=oci", "--output=type=tar,dest=f", "--output", "type=oci,tar=false,dest=d",
+		"--export-cache", "type=registry,ref=c.example/cache,mode=max,registry.insecure=true", "--import-cache", "type=local,src=d", "--import-cache", "x",
 	)
 	if err != nil {
 		t.Fatal(err)
 	}
 	got := fmt.Sprint(
 		req.Locals, req.Layouts, req.Attrs, req.BuildArgs, req.Labels, req.Target, len(req.Platforms), req.Pull, req.NoCache, req.InsecureHosts(), req.Outputs,
+		req.CacheTo, req.CacheTo[0].Mode, req.CacheFrom,
 	)
 	want := "map[context:a dockerfile:b=c] map[l:dir] map[context:n:docker-image://x filename:D.other] " +
-		"map[A:1=2 FROM_ENV:e SOURCE_DATE_EPOCH:5] map[l:v]y2 true true [h.example:5000 docker.io] " +
-		"[type=image,push=true,registry.insecure=true,name=h.example:5000/a,name=docker.io/b type=oci,dest=- type=tar,dest=f type=oci,dest=d,tar=false]"
+		"map[A:1=2 FROM_ENV:e SOURCE_DATE_EPOCH:5] map[l:v]y2 true true [c.example h.example:5000 docker.io] " +
+		"[type=image,push=true,registry.insecure=true,name=h.example:5000/a,name=docker.io/b type=oci,dest=- type=tar,dest=f type=oci,dest=d,tar=false] " +
+		"[type=registry,ref=c.example/cache]max[type=local,d type=registry,ref=x]"
 	if got != want {
 		t.Errorf("got\n%s\nwant\n%s", got, want)
 	}
@@ -98,6 +101,8 @@ func TestRefused(t *testing.T) {
 		"--frontend dockerfile.v0 --output type=nosuch":                `"nosuch"`,
 		"--frontend dockerfile.v0 --output type=local":                 "dest=PATH",
 		"--frontend dockerfile.v0 -o type=image,registry.insecure=yes": "true or false",
+		"--frontend dockerfile.v0 --import-cache type=gha":             "type=gha are not supported",
+		"--frontend dockerfile.v0 --export-cache type=s3":              "type=s3 are not supported",
 		"--nosuch": "nosuch",
 	} {
 		if _, _, err := parse(t, nil, strings.Fields(line)...); err == nil || !strings.Contains(err.Error(), want) {
