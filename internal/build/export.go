@@ -15,6 +15,7 @@ import (
 
 	"github.com/kiln-build/kiln/internal/cache"
 	"github.com/kiln-build/kiln/internal/cache/remote"
+	"github.com/kiln-build/kiln/internal/diag"
 	"github.com/kiln-build/kiln/internal/engine"
 	"github.com/kiln-build/kiln/internal/export"
 	"github.com/kiln-build/kiln/internal/frontend"
@@ -73,7 +74,7 @@ func (b *Build) Export(ctx context.Context, plan *frontend.Plan, x Export) (*Res
 	}
 	res, err := e.run(ctx, plan)
 	if err != nil {
-		return nil, because(ctx, err) // maybe a cache that could not be written
+		return nil, diag.Ended(ctx, err) // maybe a cache that could not be written
 	}
 	return res, nil
 }

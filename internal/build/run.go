@@ -2,7 +2,6 @@ package build
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -32,7 +31,7 @@ func Run(ctx context.Context, env Env, req Request) (*Result, error) {
 		return err
 	})
 	if err != nil {
-		return nil, because(ctx, err)
+		return nil, diag.Ended(ctx, err)
 	}
 	return res, nil
 }
@@ -48,7 +47,7 @@ func Ask(ctx context.Context, env Env, req Request, q frontend.Question) (*front
 		return err
 	})
 	if err != nil {
-		return nil, because(ctx, err)
+		return nil, diag.Ended(ctx, err)
 	}
 	return a, nil
 }
@@ -147,20 +146,6 @@ func (b *Build) plan(ctx context.Context, in frontend.Input) (*frontend.Plan, er
 		return nil, err
 	}
 	return res.Plan()
-}
-
-// because prefers the reason why a context ended to what that led to. A time
-// that is over keeps the place in the Dockerfile where it was.
-func because(ctx context.Context, err error) error {
-	c := context.Cause(ctx)
-	if c == nil {
-		return err
-	}
-	var have *diag.Error
-	if !errors.Is(c, context.Canceled) && errors.As(err, &have) && have.At != nil {
-		return &diag.Error{Err: c, At: have.At, Code: diag.ExitCode(c)}
-	}
-	return c
 }
 
 // Plan makes the plan of a build and describes it, without building.

@@ -13,7 +13,6 @@ package engine
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"sync"
 
@@ -40,14 +39,8 @@ func (s *Solver) Solve(ctx context.Context, g *Graph, w Watch) (Result, error) {
 	if Rebuildable(context.Cause(ctx)) {
 		r.cancelSteps(g.Ops)
 	}
-	if cause := context.Cause(ctx); cause != nil {
-		if errors.Is(err, cause) && diag.ExitCode(cause) == diag.ExitTimeout {
-			return Result{}, err // the cause, and the step that took so long
-		}
-		return Result{}, cause // the first failure, or why the build was ended
-	}
-	if err != nil {
-		return Result{}, err
+	if err := diag.Ended(ctx, err); err != nil {
+		return Result{}, err // the first failure, or why the build was ended
 	}
 	for _, op := range g.Ops {
 		r.states[op].step.Cached() // whatever was not needed
@@ -185,16 +178,20 @@ func (r *run) eval(ctx context.Context, in Input) (Result, error) {
 }
 
 // failed ends the run because of what happened in s, unless it is ending
-// already. Only the first failure is shown: the rest follows from it.
+// already. Only the first failure is shown, the rest follows from it; and the step
+// that was running when --timeout passed, for what it printed last may say why.
 func (r *run) failed(ctx context.Context, s *state, err error) error {
-	err = r.at(ctx, s.op, err)
+	first := ctx.Err() == nil
+	if first || s.ran {
+		err = at(s.op, err)
+	}
+	err = diag.Ended(ctx, err)
 	if Rebuildable(err) {
 		s.step.Cancel() // the caller knows what to do
 		r.fail(err)
 		return err
 	}
-	// Of what --timeout ended, too: what it printed last may say why it took so long.
-	if ctx.Err() == nil || s.ran && diag.ExitCode(err) == diag.ExitTimeout {
+	if first || s.ran && diag.ExitCode(err) == diag.ExitTimeout {
 		s.step.Start()
 		s.step.Done(err)
 	}

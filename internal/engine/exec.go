@@ -73,7 +73,7 @@ func (r *run) exec(ctx context.Context, s *state, x *Exec, ins []Result) ([]Resu
 	outs, err := r.runIn(ctx, s, x, ses, p, m, root)
 	if err != nil {
 		r.closeSession(ses)
-		return nil, explainExec(ctx, x, err)
+		return nil, explainExec(x, err)
 	}
 	r.keepSession(s, x, ses)
 	return outs, nil
@@ -199,9 +199,6 @@ func (r *run) startSession(ctx context.Context, s *state, x *Exec, layers []imag
 	}
 	if ses.Session, err = r.Sandbox.Start(ctx, c); err != nil {
 		cleanup()
-		if cause := context.Cause(ctx); cause != nil {
-			return nil, cause // it is not the sandbox's fault
-		}
 		return nil, &diag.Error{Err: fmt.Errorf("start the %s sandbox: %w", r.Sandbox.Name(), err), Code: diag.ExitSandbox, Hint: "`kiln info` says what this machine allows"}
 	}
 	return ses, nil
@@ -239,10 +236,7 @@ func (r *run) closeSession(s *session) {
 }
 
 // explainExec words a failed step as BuildKit does, and adds what to do.
-func explainExec(ctx context.Context, x *Exec, err error) error {
-	if cause := context.Cause(ctx); cause != nil {
-		return cause
-	}
+func explainExec(x *Exec, err error) error {
 	var m *sandbox.MountError
 	if errors.As(err, &m) {
 		return &diag.Error{Err: m, Code: diag.ExitStep, Hint: "what is mounted, and what the image has there, must both be directories or both be files"}

@@ -153,11 +153,7 @@ func (s *Solver) reader(ctx context.Context, l image.Layer) (*layer.Reader, erro
 }
 
 // at adds the operation's place in the Dockerfile to an error, unless it has one.
-func (r *run) at(ctx context.Context, op *Op, err error) error {
-	cause := context.Cause(ctx)
-	if timeout := diag.ExitCode(cause) == diag.ExitTimeout && r.states[op].ran; cause != nil && errors.Is(err, cause) && !timeout {
-		return err // it is not this operation's
-	}
+func at(op *Op, err error) error {
 	e := &diag.Error{Err: err, At: op.At}
 	var have *diag.Error
 	if errors.As(err, &have) {
