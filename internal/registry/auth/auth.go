@@ -18,6 +18,7 @@ import (
 	"os"
 	"os/user"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -115,34 +116,34 @@ type Keychain struct {
 //   - $XDG_RUNTIME_DIR/containers/auth.json
 //   - $XDG_CONFIG_HOME/containers/auth.json, or under ~/.config
 func Default() *Keychain {
-	k := &Keychain{inline: os.Getenv("DOCKER_AUTH_CONFIG"), ecr: ecr.New()}
-	if os.Getenv("DOCKER_CONFIG") != "" {
-		k.paths = append(k.paths, below(dockerDir(), "config.json")...)
-	}
-	k.paths = append(k.paths, below(os.Getenv("REGISTRY_AUTH_FILE"))...)
+	places := []string{below(dockerDir(), "config.json"), os.Getenv("REGISTRY_AUTH_FILE")}
 	if os.Getenv("DOCKER_CONFIG") == "" {
-		k.paths = append(k.paths, below(dockerDir(), "config.json")...)
+		slices.Reverse(places)
 	}
-	k.paths = append(k.paths, below(os.Getenv("XDG_RUNTIME_DIR"), "containers", "auth.json")...)
-	k.paths = append(k.paths, below(configHome(), "containers", "auth.json")...)
-	return k
+	places = append(places, below(os.Getenv("XDG_RUNTIME_DIR"), "containers", "auth.json"), below(configHome(), "containers", "auth.json"))
+	return &Keychain{inline: os.Getenv("DOCKER_AUTH_CONFIG"), paths: existing(places), ecr: ecr.New()}
 }
 
 // CertDirs returns where docker and podman look for the certificates of
 // registries, each with a directory for a host: the machine's and the user's.
 func CertDirs() []string {
-	dirs := []string{"/etc/docker/certs.d", "/etc/containers/certs.d"}
-	dirs = append(dirs, below(dockerDir(), "certs.d")...)
-	dirs = append(dirs, below(configHome(), "docker", "certs.d")...) // docker without root
-	return append(dirs, below(configHome(), "containers", "certs.d")...)
+	return existing([]string{
+		"/etc/docker/certs.d", "/etc/containers/certs.d", below(dockerDir(), "certs.d"),
+		below(configHome(), "docker", "certs.d"), below(configHome(), "containers", "certs.d"),
+	})
 }
 
-// below is a path in dir; none if dir is empty.
-func below(dir string, elem ...string) []string {
+// below is a path in dir; "" if there is no dir.
+func below(dir string, elem ...string) string {
 	if dir == "" {
-		return nil
+		return ""
 	}
-	return []string{filepath.Join(append([]string{dir}, elem...)...)}
+	return filepath.Join(append([]string{dir}, elem...)...)
+}
+
+// existing leaves out the places that this process does not have.
+func existing(places []string) []string {
+	return slices.DeleteFunc(places, func(p string) bool { return p == "" })
 }
 
 // dockerDir is the directory of docker's config: $DOCKER_CONFIG or ~/.docker.
@@ -150,7 +151,7 @@ func dockerDir() string {
 	if d := os.Getenv("DOCKER_CONFIG"); d != "" {
 		return d
 	}
-	return strings.Join(below(home(), ".docker"), "")
+	return below(home(), ".docker")
 }
 
 // configHome is $XDG_CONFIG_HOME or ~/.config.
@@ -158,7 +159,7 @@ func configHome() string {
 	if d := os.Getenv("XDG_CONFIG_HOME"); d != "" {
 		return d
 	}
-	return strings.Join(below(home(), ".config"), "")
+	return below(home(), ".config")
 }
 
 // home is $HOME, or without it, in a process that nobody has logged in for,
