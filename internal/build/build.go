@@ -3,6 +3,7 @@ package build
 import (
 	"context"
 	"errors"
+	"net/http"
 	"os"
 
 	"github.com/opencontainers/go-digest"
@@ -27,6 +28,8 @@ type Inputs struct {
 	// Secrets and SSH are what a user passed for this build; nil: nothing.
 	Secrets remote.Secrets
 	SSH     remote.SSH
+	// Uploads answers requests for remote.UploadHost; nil: there is no such host.
+	Uploads http.RoundTripper
 }
 
 // Layouts opens the OCI layouts that a build may start from.
@@ -70,7 +73,7 @@ func Open(ctx context.Context, env Env, in Inputs) (*Build, error) {
 	b.solver = engine.New(engine.Config{
 		Store: b.Store, Cache: cache.NewLocal(b.Store), Images: b.images, Contexts: in.Contexts, Sandbox: b.Sandbox,
 		Secrets: in.Secrets, SSH: in.SSH,
-		Remotes:    remote.Env{Dir: dir, Environ: b.Environ, Memory: b.Store, Limits: layer.DefaultLimits()},
+		Remotes:    remote.Env{Dir: dir, Environ: b.Environ, Uploads: in.Uploads, Memory: b.Store, Limits: layer.DefaultLimits()},
 		ResolvConf: resolvConf(), Progress: b.Progress, Parallel: b.Parallel,
 	})
 	b.closers = append(b.closers, b.solver.Close)

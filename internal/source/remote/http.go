@@ -138,7 +138,9 @@ func (v *httpVersion) Close() error {
 // fetch fetches the file, unless it is still the known one.
 func (v *httpVersion) fetch(ctx context.Context, known said, progress Progress) error {
 	o := http.Options{Env: v.env.Environ, MaxBytes: v.env.Limits.MaxBytes, ETag: known.ETag, Header: nethttp.Header{}}
-	if err := v.headers(ctx, o.Header); err != nil {
+	if u, err := url.Parse(v.h.URL); err == nil && u.Host == UploadHost && v.env.Uploads != nil {
+		o.Transport, o.Retries = v.env.Uploads, -1 // it is sent once
+	} else if err := v.headers(ctx, o.Header); err != nil {
 		return err
 	}
 	resp, err := http.Get(ctx, v.h.URL, o)
