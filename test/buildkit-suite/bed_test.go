@@ -132,6 +132,7 @@ func (b *bed) images(t *testing.T, cache string) error {
 		"library/alpine:latest":               alpine,
 		"amd64/debian:bullseye-20230109-slim": debian,
 		"tonistiigi/test:nolayers":            empty.Image,
+		"tonistiigi/hellofs:latest":           busybox,
 		"cpuguy83/buildkit-foreign:latest":    empty.Image,
 	} {
 		ref, err := name.ParseReference(srv.Addr()+"/"+repo, name.Insecure)
