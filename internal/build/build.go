@@ -3,6 +3,7 @@ package build
 import (
 	"context"
 	"errors"
+	"net/http"
 	"os"
 
 	"github.com/opencontainers/go-digest"
@@ -30,6 +31,8 @@ type Inputs struct {
 	SSH     remote.SSH
 	// CacheFrom are the caches that are asked, in this order, for what the store's does not have.
 	CacheFrom []cache.Spec
+	// Uploads answers requests for remote.UploadHost; nil: there is no such host.
+	Uploads http.RoundTripper
 }
 
 // Layouts opens the OCI layouts that a build may start from.
@@ -77,7 +80,7 @@ func Open(ctx context.Context, env Env, in Inputs) (*Build, error) {
 		Store: b.Store, Cache: cache.NewLocal(b.Store), Images: b.images, Contexts: in.Contexts, Sandbox: b.Sandbox,
 		Secrets: in.Secrets, SSH: in.SSH,
 		From: b.caches.readers, Lost: func(l image.Layer) bool { return b.lost.has(b.Store, l) },
-		Remotes:    remote.Env{Dir: dir, Environ: b.Environ, Memory: b.Store, Limits: layer.DefaultLimits()},
+		Remotes:    remote.Env{Dir: dir, Environ: b.Environ, Uploads: in.Uploads, Memory: b.Store, Limits: layer.DefaultLimits()},
 		ResolvConf: resolvConf(), Progress: b.Progress, Parallel: b.Parallel,
 	})
 	b.closers = append(b.closers, b.solver.Close, b.caches.close)

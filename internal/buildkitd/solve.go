@@ -126,7 +126,7 @@ func (s *Server) solve(ctx context.Context, j *job, req *controlapi.SolveRequest
 		return nil, err
 	}
 	env := build.Env{Store: s.opt.Store, Registry: reg, Progress: rec, Sandbox: s.opt.Sandbox, Parallel: s.opt.Parallel, Environ: s.opt.Environ}
-	b, err := build.Open(ctx, env, build.Inputs{Contexts: p, Layouts: p, Secrets: p, SSH: p, Pull: true})
+	b, err := build.Open(ctx, env, build.Inputs{Contexts: p, Layouts: p, Secrets: p, SSH: p, Uploads: p, Pull: true})
 	if err != nil {
 		return nil, err
 	}

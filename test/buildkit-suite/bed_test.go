@@ -93,9 +93,10 @@ func install(from, to string) error {
 // adduser is the part of Docker Hub's busybox that Debian's lacks and the tests use.
 const adduser = `#!/bin/sh
 [ "$1" = -D ] && [ $# = 2 ] || { echo "usage: adduser -D NAME" >&2; exit 1; }
-echo "$2:x:1000:1000::/home/$2:/bin/sh" >> /etc/passwd
-echo "$2:x:1000:" >> /etc/group
-mkdir -p "/home/$2" && chown 1000:1000 "/home/$2"
+id=$((1000 + $(grep -c '^[^:]*:x:1[0-9][0-9][0-9]:' /etc/passwd)))
+echo "$2:x:$id:$id::/home/$2:/bin/sh" >> /etc/passwd
+echo "$2:x:$id:" >> /etc/group
+mkdir -p "/home/$2" && chown "$id:$id" "/home/$2"
 `
 
 // images fills the registry that stands for Docker Hub with all that the tests look for there: what is
@@ -132,6 +133,7 @@ func (b *bed) images(t *testing.T, cache string) error {
 		"library/alpine:latest":               alpine,
 		"amd64/debian:bullseye-20230109-slim": debian,
 		"tonistiigi/test:nolayers":            empty.Image,
+		"tonistiigi/hellofs:latest":           busybox,
 		"cpuguy83/buildkit-foreign:latest":    empty.Image,
 	} {
 		ref, err := name.ParseReference(srv.Addr()+"/"+repo, name.Insecure)

@@ -36,6 +36,8 @@ type Peer struct {
 
 	mu       sync.Mutex
 	contexts []*files
+
+	uploads uploads
 }
 
 // New returns the client with the session id. scratch is a directory of the build's own. Close must be called.

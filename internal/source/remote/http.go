@@ -46,6 +46,9 @@ const (
 	authTokenPrefix  = "HTTP_AUTH_TOKEN_"
 )
 
+// uploadTime is how long a client may take to send what it uploads; its session may end before.
+const uploadTime = 24 * time.Hour
+
 // memoryKind is under what the store remembers what servers said.
 const memoryKind = "http"
 
@@ -138,7 +141,9 @@ func (v *httpVersion) Close() error {
 // fetch fetches the file, unless it is still the known one.
 func (v *httpVersion) fetch(ctx context.Context, known said, progress Progress) error {
 	o := http.Options{Env: v.env.Environ, MaxBytes: v.env.Limits.MaxBytes, ETag: known.ETag, Header: nethttp.Header{}}
-	if err := v.headers(ctx, o.Header); err != nil {
+	if u, err := url.Parse(v.h.URL); err == nil && u.Host == UploadHost && v.env.Uploads != nil {
+		o.Transport, o.Retries, o.Stall = v.env.Uploads, -1, uploadTime
+	} else if err := v.headers(ctx, o.Header); err != nil {
 		return err
 	}
 	resp, err := http.Get(ctx, v.h.URL, o)

@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
+	"net/http"
 
 	"github.com/kiln-build/kiln/internal/layer"
 	"github.com/kiln-build/kiln/internal/tree"
@@ -47,10 +48,16 @@ type Env struct {
 	Secrets Secrets
 	// SSH connects to the agents that a user passed for this build; nil: there are none.
 	SSH SSH
+	// Uploads answers requests for UploadHost in place of a server; nil: there is no such host.
+	Uploads http.RoundTripper
 	// Memory keeps what servers said the last time; nil: nothing is kept.
 	Memory Memory
 	Limits layer.Limits
 }
+
+// UploadHost is the host of what a build's client sends itself, as a tar archive that is its context: no
+// name that can be looked up.
+const UploadHost = "buildkit-session"
 
 // Secrets knows the values of secrets.
 type Secrets interface {

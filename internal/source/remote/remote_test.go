@@ -360,3 +360,42 @@ func TestGitCredentials(t *testing.T) {
 		}
 	}
 }
+
+type uploads struct {
+	content string
+	sent    int
+}
+
+func (u *uploads) RoundTrip(req *http.Request) (*http.Response, error) {
+	if req.URL.Path != "/one" || len(req.Header.Values("Authorization")) > 0 {
+		return nil, fmt.Errorf("no such upload: %s %v", req.URL, req.Header)
+	}
+	u.sent++
+	return &http.Response{StatusCode: http.StatusOK, Body: io.NopCloser(strings.NewReader(u.content)), ContentLength: -1}, nil
+}
+
+// TestUploads fetches what the client of a build sends itself, once, and without secrets.
+func TestUploads(t *testing.T) {
+	u := &uploads{content: "archive"}
+	env := &Env{Dir: t.TempDir(), Uploads: u, Secrets: secrets{"HTTP_AUTH_TOKEN_" + UploadHost: "x"}}
+	v, err := (&HTTP{URL: "http://" + UploadHost + "/one", Filename: "context"}).Resolve(t.Context(), env, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer v.Close()
+	tr, err := v.Open(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := tr.Open("context")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if b, err := io.ReadAll(f); err != nil || string(b) != u.content || u.sent != 1 {
+		t.Errorf("got %q, %v; sent %d times", b, err, u.sent)
+	}
+	if _, err := (&HTTP{URL: "http://" + UploadHost + "/other"}).Resolve(t.Context(), env, nil); err == nil || !strings.Contains(err.Error(), "no such upload") {
+		t.Errorf("another one: %v", err)
+	}
+}
