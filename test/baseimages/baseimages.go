@@ -26,6 +26,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/layout"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
+
+	"github.com/kiln-build/kiln/test/testenv"
 )
 
 // version is part of every image's key: raise it when the recipe changes.
@@ -146,7 +148,7 @@ func (s *Set) put(repo, key string, img v1.Image) error {
 	if err != nil {
 		return fmt.Errorf("write layout: %w", err)
 	}
-	return nil
+	return testenv.Readable(filepath.Join(s.dir, "blobs"))
 }
 
 // find returns the image of a name, and with a key only if it was made with that key.

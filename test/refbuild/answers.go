@@ -11,6 +11,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/layout"
 
 	"github.com/kiln-build/kiln/test/compare"
+	"github.com/kiln-build/kiln/test/testenv"
 )
 
 // Answers keeps in a directory what a builder made, because asking takes root
@@ -51,9 +52,6 @@ func (a Answers) Keep(name string, given Answer) error {
 		return err
 	}
 	defer os.RemoveAll(tmp)
-	if err := os.Chmod(tmp, 0o755); err != nil {
-		return err
-	}
 	if given.Image == nil {
 		err = os.WriteFile(filepath.Join(tmp, "failed"), nil, 0o644)
 	} else {
@@ -66,6 +64,9 @@ func (a Answers) Keep(name string, given Answer) error {
 		return fmt.Errorf("keep an answer: %w", err)
 	}
 	if err := os.WriteFile(filepath.Join(tmp, "log"), []byte(given.Log), 0o644); err != nil {
+		return err
+	}
+	if err := testenv.Readable(tmp); err != nil {
 		return err
 	}
 	dir := filepath.Join(string(a), name)

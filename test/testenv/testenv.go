@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log"
 	"net"
 	"net/http"
@@ -117,4 +118,29 @@ func (r *Registry) Close() error {
 		err = errors.Join(err, e)
 	}
 	return err
+}
+
+// Readable lets everybody read what is in a directory: OCI layouts are written with
+// some of their files closed, and what root has made is for all to use.
+func Readable(dir string) error {
+	return filepath.WalkDir(dir, func(p string, d fs.DirEntry, err error) error {
+		var fi fs.FileInfo
+		if err == nil {
+			fi, err = d.Info()
+		}
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil // somebody else writes there too
+		}
+		if err != nil || fi.Mode()&fs.ModeSymlink != 0 {
+			return err
+		}
+		want := fi.Mode().Perm() | 0o444
+		if d.IsDir() {
+			want |= 0o111
+		}
+		if want == fi.Mode().Perm() {
+			return nil
+		}
+		return os.Chmod(p, want)
+	})
 }
