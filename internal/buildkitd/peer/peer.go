@@ -36,6 +36,7 @@ type Peer struct {
 
 	mu       sync.Mutex
 	contexts []*files
+	caches   []*directory
 }
 
 // New returns the client with the session id. scratch is a directory of the build's own. Close must be called.
