@@ -29,6 +29,8 @@ type Inputs struct {
 	// Secrets and SSH are what a user passed for this build; nil: nothing.
 	Secrets remote.Secrets
 	SSH     remote.SSH
+	// Directories are where caches of type=local lie; nil: on this machine.
+	Directories Directories
 	// CacheFrom are the caches that are asked, in this order, for what the store's does not have.
 	CacheFrom []cache.Spec
 	// Uploads answers requests for remote.UploadHost; nil: there is no such host.
@@ -45,6 +47,18 @@ type Layouts interface {
 type Layout interface {
 	// Resolve is image.Layout's.
 	Resolve(ctx context.Context, tagOrDigest string, p ocispec.Platform) (*image.Image, error)
+	image.Fetcher
+}
+
+// Directories opens caches in directories that are not this machine's.
+type Directories interface {
+	// OpenDirectory returns the cache that sp names; nothing is read yet. f fetches layers that it is given.
+	OpenDirectory(sp cache.Spec, f image.Fetcher) (Directory, error)
+}
+
+// Directory is where such a cache lies. It fetches the layers that have its Origin.
+type Directory interface {
+	remotecache.Storage
 	image.Fetcher
 }
 
@@ -75,7 +89,8 @@ func Open(ctx context.Context, env Env, in Inputs) (*Build, error) {
 		return nil, errors.Join(err, b.Close())
 	}
 	b.closers = append(b.closers, func() error { cleanup(); return nil })
-	b.caches, b.lost = &caches{env: env, fetcher: b.images, open: map[string]*remotecache.Cache{}}, &lost{}
+	b.caches = &caches{env: env, images: b.images, theirs: in.Directories, open: map[string]*remotecache.Cache{}}
+	b.lost = &lost{}
 	b.solver = engine.New(engine.Config{
 		Store: b.Store, Cache: cache.NewLocal(b.Store), Images: b.images, Contexts: in.Contexts, Sandbox: b.Sandbox,
 		Secrets: in.Secrets, SSH: in.SSH,

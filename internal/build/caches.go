@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"io/fs"
 	"slices"
 	"strings"
 	"sync"
@@ -22,8 +24,9 @@ import (
 
 // caches are those that a build reads and writes beside the store's.
 type caches struct {
-	env     Env
-	fetcher image.Fetcher
+	env    Env
+	images *images
+	theirs Directories // nil: directories are this machine's
 
 	mu   sync.Mutex
 	from []cache.Reader
@@ -65,9 +68,9 @@ func (c *caches) cache(sp cache.Spec) (opened *remote.Cache, err error) {
 	opt := remote.Options{Store: c.env.Store, Progress: c.env.Progress}
 	switch sp.Type {
 	case cache.Registry:
-		opened, err = remote.OpenRegistry(c.env.Registry, c.fetcher, sp.Ref, opt)
+		opened, err = remote.OpenRegistry(c.env.Registry, c.images, sp.Ref, opt)
 	case cache.Directory:
-		opened, err = remote.OpenDirectory(c.fetcher, sp, opt)
+		opened, err = c.directory(sp, opt)
 	default:
 		err = diag.New(diag.ExitUsage, "cache %s: there is no such type to read from", sp)
 	}
@@ -75,6 +78,26 @@ func (c *caches) cache(sp cache.Spec) (opened *remote.Cache, err error) {
 		c.open[name] = opened
 	}
 	return opened, err
+}
+
+func (c *caches) directory(sp cache.Spec, opt remote.Options) (*remote.Cache, error) {
+	if c.theirs == nil {
+		return remote.OpenDirectory(c.images, sp, opt)
+	}
+	stored := image.FetcherFunc(func(ctx context.Context, l image.Layer) (io.ReadCloser, error) {
+		r, err := c.env.Store.OpenBlob(l.Blob.Digest)
+		if errors.Is(err, fs.ErrNotExist) {
+			return c.images.Fetch(ctx, l)
+		}
+		return r, err
+	})
+	d, err := c.theirs.OpenDirectory(sp, stored)
+	if err != nil {
+		return nil, err
+	}
+	c.images.addOrigin(d)
+	opt.Name = sp.Dir
+	return remote.New(d, c.images, opt), nil
 }
 
 func (c *caches) close() error {

@@ -32,7 +32,8 @@ type images struct {
 
 	mu     sync.Mutex
 	seen   map[string]*image.Image
-	opened map[string]Layout // by name
+	opened map[string]Layout    // by name
+	theirs map[string]Directory // by origin
 }
 
 func key(ref string, p ocispec.Platform) string {
@@ -145,7 +146,23 @@ func (s *images) Fetch(ctx context.Context, l image.Layer) (io.ReadCloser, error
 	return image.Tracking(image.FetcherFunc(s.fetch)).Fetch(ctx, l)
 }
 
+// addOrigin has layers fetched from a cache that is somebody else's.
+func (s *images) addOrigin(d Directory) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.theirs == nil {
+		s.theirs = map[string]Directory{}
+	}
+	s.theirs[d.Origin()] = d
+}
+
 func (s *images) fetch(ctx context.Context, l image.Layer) (io.ReadCloser, error) {
+	s.mu.Lock()
+	theirs := s.theirs[l.Origin]
+	s.mu.Unlock()
+	if theirs != nil {
+		return theirs.Fetch(ctx, l)
+	}
 	if dir, ok := strings.CutPrefix(l.Origin, remote.DirectoryOrigin); ok {
 		return image.LayoutBlobs(dir).Fetch(ctx, l)
 	}

@@ -69,7 +69,6 @@ func (g *gateway) Ping(ctx context.Context, _ *gatewayapi.PingRequest) (*gateway
 // gatewayCaps are those of the gateway that are there.
 func gatewayCaps() []*apicapspb.APICap {
 	missing := map[apicaps.CapID]string{
-		gatewayapi.CapImportCaches:                          "cache imports are not supported",
 		gatewayapi.CapGatewayExec:                           noContainers,
 		gatewayapi.CapGatewayExecExtraHosts:                 noContainers,
 		gatewayapi.CapGatewayExecSecretEnv:                  noContainers,
@@ -98,12 +97,13 @@ func (g *gateway) Solve(ctx context.Context, req *gatewayapi.SolveRequest) (*gat
 	}
 	defer end()
 	switch {
-	case len(req.CacheImports) > 0:
-		return nil, status.Error(codes.Unimplemented, "cache imports are not supported")
 	case len(req.SourcePolicies) > 0:
 		return nil, status.Error(codes.Unimplemented, "source policies are not supported")
 	case req.Final || !req.AllowResultReturn:
 		return nil, status.Error(codes.Unimplemented, "clients from before results could be returned are not supported")
+	}
+	if err := b.run.useCaches(req.CacheImports); err != nil {
+		return nil, err
 	}
 	res, err := b.run.solve(ctx, request{
 		Definition: req.Definition, Frontend: req.Frontend, Attrs: req.FrontendOpt, Inputs: req.FrontendInputs, Evaluate: req.Evaluate,

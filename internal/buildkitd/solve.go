@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"strings"
 
 	controlapi "github.com/moby/buildkit/api/services/control"
@@ -74,10 +75,6 @@ func (s *Server) check(ctx context.Context, req *controlapi.SolveRequest) (entit
 		return unsupported("source policies are")
 	case req.ProxyNetwork:
 		return unsupported("the proxy network is")
-	case len(req.GetCache().GetExports()) > 0 || req.GetCache().GetExportRefDeprecated() != "":
-		return unsupported("cache exports are")
-	case len(req.GetCache().GetImports()) > 0 || len(req.GetCache().GetImportRefsDeprecated()) > 0:
-		return unsupported("cache imports are")
 	}
 	if len(req.Exporters) == 0 && req.ExporterDeprecated != "" {
 		req.Exporters = []*controlapi.Exporter{{Type: req.ExporterDeprecated, Attrs: req.ExporterAttrsDeprecated}}
@@ -119,14 +116,20 @@ func (s *Server) solve(ctx context.Context, j *job, req *controlapi.SolveRequest
 	if err != nil {
 		return nil, err
 	}
+	from, to, insecure, err := caches(req.Cache)
+	if err != nil {
+		return nil, err
+	}
 	ro := s.opt.Registry
-	ro.Keychain, ro.Insecure = p, append(insecureHosts(out), ro.Insecure...)
+	ro.Keychain, ro.Insecure = p, slices.Concat(insecureHosts(out), insecure, ro.Insecure)
 	reg, err := registry.New(ro)
 	if err != nil {
 		return nil, err
 	}
 	env := build.Env{Store: s.opt.Store, Registry: reg, Progress: rec, Sandbox: s.opt.Sandbox, Parallel: s.opt.Parallel, Environ: s.opt.Environ}
-	b, err := build.Open(ctx, env, build.Inputs{Contexts: p, Layouts: p, Secrets: p, SSH: p, Uploads: p, Pull: true})
+	b, err := build.Open(ctx, env, build.Inputs{
+		Contexts: p, Layouts: p, Directories: p, Secrets: p, SSH: p, Uploads: p, Pull: true, CacheFrom: from,
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -144,7 +147,7 @@ func (s *Server) solve(ctx context.Context, j *job, req *controlapi.SolveRequest
 			return nil, ending(ctx, err)
 		}
 	}
-	meta, err := run.export(ctx, res, out)
+	meta, err := run.export(ctx, res, build.Export{Outputs: out, CacheTo: to})
 	if err == nil && req.EnableSessionExporter {
 		err = p.FinalizeExport(ctx, meta)
 	}
@@ -259,21 +262,26 @@ func (r *running) addOutputs(ctx context.Context, res *frontend.Result, out []bu
 }
 
 // export writes the result to where it was asked for.
-func (r *running) export(ctx context.Context, res *frontend.Result, outputs []build.Output) (map[string]string, error) {
-	if err := name(outputs, string(res.Metadata["image.name"])); err != nil {
+func (r *running) export(ctx context.Context, res *frontend.Result, x build.Export) (map[string]string, error) {
+	if err := name(x.Outputs, string(res.Metadata["image.name"])); err != nil {
 		return nil, err
 	}
 	plan, err := res.Plan()
 	if err != nil {
 		return nil, err
 	}
-	out, err := r.build.Export(ctx, plan, build.Export{Outputs: outputs})
+	out, err := r.build.Export(ctx, plan, x)
 	if err != nil {
 		return nil, err
 	}
 	meta, err := out.Metadata()
 	if err != nil {
 		return nil, err
+	}
+	if m, err := r.peer.CacheManifest(); err != nil {
+		return nil, err
+	} else if m != "" {
+		meta["cache.manifest"] = m
 	}
 	for k, v := range res.Metadata {
 		if strings.HasPrefix(k, "frontend.") {

@@ -36,6 +36,7 @@ type Peer struct {
 
 	mu       sync.Mutex
 	contexts []*files
+	caches   []*directory
 
 	uploads uploads
 }
