@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"strconv"
 	"strings"
 
 	controlapi "github.com/moby/buildkit/api/services/control"
@@ -115,6 +116,7 @@ func (s *Server) solve(ctx context.Context, j *job, req *controlapi.SolveRequest
 	get := func(ctx context.Context, id string) (session.Caller, error) { return s.sessions.get(ctx, id, j.owner) }
 	p := peer.New(ctx, get, req.Session, scratch)
 	defer p.Close()
+	epochOfArgs(req)
 	out, err := outputs(req.Exporters, p, 0)
 	if err != nil {
 		return nil, err
@@ -149,6 +151,24 @@ func (s *Server) solve(ctx context.Context, j *job, req *controlapi.SolveRequest
 		err = p.FinalizeExport(ctx, meta)
 	}
 	return meta, ending(ctx, err)
+}
+
+// epochOfArgs gives the build argument SOURCE_DATE_EPOCH to exporters that have none of their own: it counts
+// for definitions and clients' own front ends, too. A front end says what is wrong with one that is no time.
+func epochOfArgs(req *controlapi.SolveRequest) {
+	v := req.FrontendAttrs["build-arg:SOURCE_DATE_EPOCH"]
+	if _, err := strconv.ParseInt(v, 10, 64); err != nil {
+		return
+	}
+	for _, e := range req.Exporters {
+		if _, ok := e.Attrs["source-date-epoch"]; !ok {
+			e.Attrs = maps.Clone(e.Attrs)
+			if e.Attrs == nil {
+				e.Attrs = map[string]string{}
+			}
+			e.Attrs["source-date-epoch"] = v
+		}
+	}
 }
 
 // ending prefers the reason why a build was ended to what that led to.
