@@ -26,10 +26,10 @@ type output struct {
 
 // Output returns where the output with that number, in the order of the request, goes.
 func (p *Peer) Output(id int, s export.Spec) (build.Destination, error) {
-	o := &output{peer: p, id: id}
 	if s.Dir {
-		return nil, diag.New(diag.ExitUsage, "exporter %s: tar=false is not supported: the client has to unpack the archive", s.Type)
+		return p.storeOutput(id, s)
 	}
+	o := &output{peer: p, id: id}
 	c, err := p.caller(p.ctx, "")
 	if err != nil {
 		return nil, err
