@@ -142,7 +142,7 @@ func (s *Server) solve(ctx context.Context, j *job, req *controlapi.SolveRequest
 		return nil, ending(ctx, err)
 	}
 	if req.EnableSessionExporter {
-		if out, err = run.addOutputs(ctx, res, out); err != nil {
+		if out, err = run.addOutputs(ctx, j.bridge, res, out); err != nil {
 			return nil, ending(ctx, err)
 		}
 	}
@@ -255,15 +255,27 @@ func (r *running) frontend(ctx context.Context, req request) (*frontend.Result, 
 	return r.build.Frontend(ctx, frontend.Input{Attrs: attrs, Inputs: req.Inputs, SessionID: r.session, Contexts: r.peer})
 }
 
-// addOutputs adds those that the client chooses when it knows the result.
-func (r *running) addOutputs(ctx context.Context, res *frontend.Result, out []build.Output) ([]build.Output, error) {
+// addOutputs adds those that the client chooses when it knows the result. One that has a bridge (others: nil)
+// can read the result's files by then.
+func (r *running) addOutputs(ctx context.Context, b *bridge, res *frontend.Result, out []build.Output) ([]build.Output, error) {
 	var refs []string
-	_ = res.Each(func(def *frontend.Definition) error {
-		if n := len(def.GetDef()); n > 0 {
+	err := res.Each(func(def *frontend.Definition) error {
+		switch n := len(def.GetDef()); {
+		case n == 0:
+		case b == nil:
 			refs = append(refs, digest.FromBytes(def.Def[n-1]).String())
+		default:
+			ref, err := b.register(def)
+			if err != nil {
+				return err
+			}
+			refs = append(refs, ref.Id)
 		}
 		return nil
 	})
+	if err != nil {
+		return nil, err
+	}
 	found, err := r.peer.FindExporters(ctx, res.Metadata, refs)
 	if err != nil {
 		return nil, err
