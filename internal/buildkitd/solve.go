@@ -295,6 +295,9 @@ func (r *running) export(ctx context.Context, res *frontend.Result, outputs []bu
 	if err := name(outputs, string(res.Metadata["image.name"])); err != nil {
 		return nil, err
 	}
+	if err := annotate(outputs, res.Metadata); err != nil {
+		return nil, err
+	}
 	plan, err := res.Plan()
 	if err != nil {
 		return nil, err
