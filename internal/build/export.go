@@ -293,7 +293,7 @@ func (e *exporting) writeImage(ctx context.Context, o Output, v *variant) error 
 	}
 	images := []image.ToSave{{Descriptor: v.desc, Refs: o.Names}}
 	opt := image.SaveOptions{Docker: o.Type == export.Docker, Fetcher: e.images, Platform: *v.built[0].Manifest.Platform}
-	if o.Dir {
+	if o.Dir && o.To == nil {
 		return image.SaveLayout(ctx, e.Store, o.Dest, images, opt)
 	}
 	said := &Result{}

@@ -1,10 +1,13 @@
 package buildkitd
 
 import (
+	"maps"
 	"slices"
 	"strings"
 
+	"github.com/containerd/platforms"
 	controlapi "github.com/moby/buildkit/api/services/control"
+	"github.com/moby/buildkit/exporter/containerimage/exptypes"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -62,6 +65,36 @@ func name(outputs []build.Output, chosen string) error {
 		if o.ToRegistry() && len(o.Names) == 0 {
 			return status.Errorf(codes.InvalidArgument, "exporter %s: there is nowhere to push to: the image has no name", o.Type)
 		}
+	}
+	return nil
+}
+
+// annotate gives images the annotations in a front end's result. What an exporter was given itself goes before them.
+func annotate(outputs []build.Output, meta map[string][]byte) error {
+	var all export.Annotations
+	for _, k := range slices.Sorted(maps.Keys(meta)) {
+		key, ok, err := exptypes.ParseAnnotationKey(k)
+		if err != nil {
+			return status.Errorf(codes.InvalidArgument, "the result's %.100q: %v", k, err)
+		}
+		if !ok {
+			continue
+		}
+		a := export.Annotation{Type: export.AnnotationType(key.Type), Key: key.Key, Value: string(meta[k])}
+		if key.Platform != nil {
+			a.Platform = platforms.FormatAll(platforms.Normalize(*key.Platform))
+		}
+		all = append(all, a)
+	}
+	for i := range outputs {
+		o := &outputs[i]
+		if len(all) == 0 || !o.NeedsImage() {
+			continue
+		}
+		if o.DockerTypes {
+			return status.Errorf(codes.InvalidArgument, "exporter %s: the result has annotations, and docker's manifests have none (oci-mediatypes=false)", o.Type)
+		}
+		o.Annotations = slices.Concat(all, o.Annotations)
 	}
 	return nil
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 
 	controlapi "github.com/moby/buildkit/api/services/control"
@@ -112,6 +113,7 @@ func (s *Server) solve(ctx context.Context, j *job, req *controlapi.SolveRequest
 	get := func(ctx context.Context, id string) (session.Caller, error) { return s.sessions.get(ctx, id, j.owner) }
 	p := peer.New(ctx, get, req.Session, scratch)
 	defer p.Close()
+	epochOfArgs(req)
 	out, err := outputs(req.Exporters, p, 0)
 	if err != nil {
 		return nil, err
@@ -143,7 +145,7 @@ func (s *Server) solve(ctx context.Context, j *job, req *controlapi.SolveRequest
 		return nil, ending(ctx, err)
 	}
 	if req.EnableSessionExporter {
-		if out, err = run.addOutputs(ctx, res, out); err != nil {
+		if out, err = run.addOutputs(ctx, j.bridge, res, out); err != nil {
 			return nil, ending(ctx, err)
 		}
 	}
@@ -152,6 +154,24 @@ func (s *Server) solve(ctx context.Context, j *job, req *controlapi.SolveRequest
 		err = p.FinalizeExport(ctx, meta)
 	}
 	return meta, ending(ctx, err)
+}
+
+// epochOfArgs gives the build argument SOURCE_DATE_EPOCH to exporters that have none of their own: it counts
+// for definitions and clients' own front ends, too. A front end says what is wrong with one that is no time.
+func epochOfArgs(req *controlapi.SolveRequest) {
+	v := req.FrontendAttrs["build-arg:SOURCE_DATE_EPOCH"]
+	if _, err := strconv.ParseInt(v, 10, 64); err != nil {
+		return
+	}
+	for _, e := range req.Exporters {
+		if _, ok := e.Attrs["source-date-epoch"]; !ok {
+			e.Attrs = maps.Clone(e.Attrs)
+			if e.Attrs == nil {
+				e.Attrs = map[string]string{}
+			}
+			e.Attrs["source-date-epoch"] = v
+		}
+	}
 }
 
 // ending prefers the reason why a build was ended to what that led to.
@@ -238,15 +258,27 @@ func (r *running) frontend(ctx context.Context, req request) (*frontend.Result, 
 	return r.build.Frontend(ctx, frontend.Input{Attrs: attrs, Inputs: req.Inputs, SessionID: r.session, Contexts: r.peer})
 }
 
-// addOutputs adds those that the client chooses when it knows the result.
-func (r *running) addOutputs(ctx context.Context, res *frontend.Result, out []build.Output) ([]build.Output, error) {
+// addOutputs adds those that the client chooses when it knows the result. One that has a bridge (others: nil)
+// can read the result's files by then.
+func (r *running) addOutputs(ctx context.Context, b *bridge, res *frontend.Result, out []build.Output) ([]build.Output, error) {
 	var refs []string
-	_ = res.Each(func(def *frontend.Definition) error {
-		if n := len(def.GetDef()); n > 0 {
+	err := res.Each(func(def *frontend.Definition) error {
+		switch n := len(def.GetDef()); {
+		case n == 0:
+		case b == nil:
 			refs = append(refs, digest.FromBytes(def.Def[n-1]).String())
+		default:
+			ref, err := b.register(def)
+			if err != nil {
+				return err
+			}
+			refs = append(refs, ref.Id)
 		}
 		return nil
 	})
+	if err != nil {
+		return nil, err
+	}
 	found, err := r.peer.FindExporters(ctx, res.Metadata, refs)
 	if err != nil {
 		return nil, err
@@ -264,6 +296,9 @@ func (r *running) addOutputs(ctx context.Context, res *frontend.Result, out []bu
 // export writes the result to where it was asked for.
 func (r *running) export(ctx context.Context, res *frontend.Result, x build.Export) (map[string]string, error) {
 	if err := name(x.Outputs, string(res.Metadata["image.name"])); err != nil {
+		return nil, err
+	}
+	if err := annotate(x.Outputs, res.Metadata); err != nil {
 		return nil, err
 	}
 	plan, err := res.Plan()

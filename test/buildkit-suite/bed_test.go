@@ -121,6 +121,9 @@ func (b *bed) images(t *testing.T, cache string) error {
 	if err != nil {
 		return err
 	}
+	if alpine, err = withFile(alpine, "sbin/apk", 0o755, "#!/bin/sh\necho 'apk: there is no network here' >&2\nexit 127\n"); err != nil {
+		return err
+	}
 	srv, err := registryserver.Start(registryserver.Options{Root: filepath.Join(b.mirror, "data"), Addr: "127.0.0.1:0"})
 	if err != nil {
 		return err

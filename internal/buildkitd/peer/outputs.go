@@ -7,7 +7,9 @@ import (
 	"path"
 
 	"github.com/moby/buildkit/session/filesync"
+	"github.com/moby/buildkit/util/grpcerrors"
 	"github.com/tonistiigi/fsutil"
+	"google.golang.org/grpc/codes"
 
 	"github.com/kiln-build/kiln/internal/build"
 	"github.com/kiln-build/kiln/internal/diag"
@@ -24,10 +26,10 @@ type output struct {
 
 // Output returns where the output with that number, in the order of the request, goes.
 func (p *Peer) Output(id int, s export.Spec) (build.Destination, error) {
-	o := &output{peer: p, id: id}
 	if s.Dir {
-		return nil, diag.New(diag.ExitUsage, "exporter %s: tar=false is not supported: the client has to unpack the archive", s.Type)
+		return p.storeOutput(id, s)
 	}
+	o := &output{peer: p, id: id}
 	c, err := p.caller(p.ctx, "")
 	if err != nil {
 		return nil, err
@@ -44,7 +46,38 @@ func (o *output) File(ctx context.Context, meta map[string]string) (io.WriteClos
 	if err != nil {
 		return nil, err
 	}
-	return filesync.CopyFileWriter(ctx, meta, o.id, c)
+	w, err := filesync.CopyFileWriter(ctx, meta, o.id, c)
+	if err != nil {
+		return nil, err
+	}
+	return &fileOfClient{WriteCloser: w}, nil
+}
+
+// fileOfClient is a file that the client may not want: it says that it exists already.
+type fileOfClient struct {
+	io.WriteCloser
+	unwanted bool
+}
+
+// Write implements io.Writer.
+func (f *fileOfClient) Write(p []byte) (int, error) {
+	if f.unwanted {
+		return len(p), nil
+	}
+	n, err := f.WriteCloser.Write(p)
+	if f.unwanted = grpcerrors.Code(err) == codes.AlreadyExists; f.unwanted {
+		return len(p), nil
+	}
+	return n, err
+}
+
+// Close implements io.Closer.
+func (f *fileOfClient) Close() error {
+	err := f.WriteCloser.Close()
+	if f.unwanted || grpcerrors.Code(err) == codes.AlreadyExists {
+		return nil
+	}
+	return err
 }
 
 // Tree has the client write a root file system into its directory. All platforms' files come in one

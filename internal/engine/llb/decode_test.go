@@ -235,6 +235,8 @@ func TestHostileGraphs(t *testing.T) {
 		"source of unknown kind":     {{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "x://y"}}}},
 		"layout without digest":      {{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "oci-layout://y"}}}},
 		"patterns that are no JSON":  {{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "local://y", Attrs: map[string]string{pb.AttrExcludePatterns: "x"}}}}},
+		"an image's checksum":        {{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "docker-image://y", Attrs: map[string]string{pb.AttrImageChecksum: "x"}}}}},
+		"files without content":      {{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "local://y", Attrs: map[string]string{pb.AttrMetadataTransfer: "true"}}}}},
 		"a limit on layers":          {{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "docker-image://y", Attrs: map[string]string{pb.AttrImageLayerLimit: "1"}}}}},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -239,9 +239,13 @@ func sourceOp(s *pb.SourceOp, p ocispec.Platform, op *engine.Op) (engine.Operati
 	if !ok {
 		return nil, fmt.Errorf("source %q has no kind", s.Identifier)
 	}
-	for _, a := range []string{pb.AttrImageLayerLimit, pb.AttrOCILayoutLayerLimit} {
+	for a, what := range map[string]string{
+		pb.AttrImageLayerLimit: "a limit on its layers is", pb.AttrOCILayoutLayerLimit: "a limit on its layers is",
+		pb.AttrImageChecksum:    "a checksum beside its name is", // which has the digest then
+		pb.AttrMetadataTransfer: "files without their content are",
+	} {
 		if s.Attrs[a] != "" {
-			return nil, fmt.Errorf("source %q: a limit on its layers is not supported", s.Identifier)
+			return nil, fmt.Errorf("source %q: %s not supported", s.Identifier, what)
 		}
 	}
 	switch kind {

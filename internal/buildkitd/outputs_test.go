@@ -1,0 +1,48 @@
+package buildkitd
+
+import (
+	"testing"
+
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/kiln-build/kiln/internal/build"
+	"github.com/kiln-build/kiln/internal/export"
+)
+
+func TestAnnotate(t *testing.T) {
+	meta := map[string][]byte{
+		"annotation.a": []byte("result's"), "annotation-manifest[linux/arm64].b": []byte("arm"), "annotation-index.c": []byte("index"), "other": nil,
+	}
+	own := export.Annotations{{Type: export.ToManifest, Key: "a", Value: "exporter's"}}
+	out := []build.Output{{Spec: export.Spec{Type: export.Image, ImageOptions: export.ImageOptions{Annotations: own}}}, {Spec: export.Spec{Type: export.OCI}}, {Spec: export.Spec{Type: export.Local}}}
+	if err := annotate(out, meta); err != nil {
+		t.Fatal(err)
+	}
+	arm := &ocispec.Platform{OS: "linux", Architecture: "arm64"}
+	for _, c := range []struct {
+		out  int
+		of   export.AnnotationType
+		p    *ocispec.Platform
+		key  string
+		want string
+	}{
+		{0, export.ToManifest, arm, "a", "exporter's"},
+		{0, export.ToManifest, arm, "b", "arm"},
+		{1, export.ToManifest, arm, "a", "result's"},
+		{1, export.ToManifest, &ocispec.Platform{OS: "linux", Architecture: "amd64"}, "b", ""},
+		{1, export.ToIndex, nil, "c", "index"},
+	} {
+		if got := out[c.out].Annotations.Of(c.of, c.p)[c.key]; got != c.want {
+			t.Errorf("output %d, %s: %s is %q, want %q", c.out, c.of, c.key, got, c.want)
+		}
+	}
+	if len(out[2].Annotations) > 0 {
+		t.Error("files got annotations")
+	}
+	if annotate([]build.Output{{Spec: export.Spec{Type: export.Docker, ImageOptions: export.ImageOptions{DockerTypes: true}}}}, meta) == nil {
+		t.Error("docker's manifests got annotations")
+	}
+	if annotate(nil, map[string][]byte{"annotation-nothing.a": nil}) == nil {
+		t.Error("an unknown type of annotation was taken")
+	}
+}

@@ -1,0 +1,23 @@
+package buildkitd
+
+import (
+	"testing"
+
+	controlapi "github.com/moby/buildkit/api/services/control"
+)
+
+func TestEpochOfArgs(t *testing.T) {
+	const key, arg = "source-date-epoch", "build-arg:SOURCE_DATE_EPOCH"
+	own := map[string]string{key: "7"}
+	for v, want := range map[string][]string{"5": {"5", "7"}, "context": {"", "7"}, "": {"", "7"}} {
+		req := &controlapi.SolveRequest{
+			FrontendAttrs: map[string]string{arg: v}, Exporters: []*controlapi.Exporter{{Type: "tar"}, {Type: "oci", Attrs: own}},
+		}
+		epochOfArgs(req)
+		for i, e := range req.Exporters {
+			if e.Attrs[key] != want[i] {
+				t.Errorf("%s=%q: exporter %s has %q, want %q", arg, v, e.Type, e.Attrs[key], want[i])
+			}
+		}
+	}
+}
