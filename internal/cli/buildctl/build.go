@@ -5,10 +5,12 @@ import (
 	"encoding/csv"
 	"encoding/hex"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/containerd/platforms"
 	"github.com/kiln-build/kiln/internal/build"
+	"github.com/kiln-build/kiln/internal/cache"
 	"github.com/kiln-build/kiln/internal/diag"
 	"github.com/kiln-build/kiln/internal/export"
 	"github.com/kiln-build/kiln/internal/layer"
@@ -124,6 +126,9 @@ func (f *buildFlags) request(getenv func(string) string) (build.Request, error) 
 	if err := take(&req, opts); err != nil {
 		return req, err
 	}
+	if err := f.caches(&req); err != nil {
+		return req, err
+	}
 	for _, o := range f.Outputs {
 		sp, err := parseOutput(o)
 		if err != nil {
@@ -132,6 +137,28 @@ func (f *buildFlags) request(getenv func(string) string) (build.Request, error) 
 		req.Outputs = append(req.Outputs, sp)
 	}
 	return req, nil
+}
+
+// caches are those that are to be read and written.
+func (f *buildFlags) caches(req *build.Request) error {
+	for _, v := range f.CacheFrom {
+		specs, err := cache.ParseFrom(v)
+		if err != nil {
+			return err
+		}
+		req.CacheFrom = append(req.CacheFrom, specs...)
+	}
+	for _, v := range f.CacheTo {
+		spec, err := cache.ParseTo(v)
+		if err != nil {
+			return err
+		}
+		req.CacheTo = append(req.CacheTo, spec)
+	}
+	if inline, _ := strconv.ParseBool(req.BuildArgs["BUILDKIT_INLINE_CACHE"]); inline {
+		req.CacheTo = append(req.CacheTo, cache.Spec{Type: cache.Inline, Mode: cache.Min})
+	}
+	return nil
 }
 
 // here refuses what only a server could do.
@@ -144,10 +171,6 @@ func (f *buildFlags) here() error {
 		return refused("source-policy-file", "policies of sources are not").WithHint("Name base images by digest.")
 	case f.ProxyNetwork:
 		return refused("proxy-network", "steps reach the network, or with --network=none they do not")
-	case len(f.CacheTo) > 0:
-		return refused("export-cache", "a build in this process has the cache of its store alone")
-	case len(f.CacheFrom) > 0:
-		return refused("import-cache", "a build in this process has the cache of its store alone")
 	}
 	for _, a := range f.Allow {
 		if strings.HasPrefix(a, "device") {
