@@ -239,7 +239,7 @@ func (r *run) closeSession(s *session) {
 func explainExec(x *Exec, err error) error {
 	var m *sandbox.MountError
 	if errors.As(err, &m) {
-		return &diag.Error{Err: m, Code: diag.ExitStep, Hint: "what is mounted, and what the image has there, must both be directories or both be files"}
+		return &diag.Error{Err: m, Code: diag.ExitStep}
 	}
 	var e *sandbox.ExitError
 	if !errors.As(err, &e) {
