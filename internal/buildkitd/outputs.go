@@ -30,6 +30,10 @@ func outputs(reqs []*controlapi.Exporter, p *peer.Peer, first int) ([]build.Outp
 		if err != nil {
 			return nil, err
 		}
+		// As with BuildKit, names in the store of a server are for those who ask for them: no client could take them away.
+		if _, asked := e.GetAttrs()["store"]; !asked {
+			sp.NoStore = true
+		}
 		o := build.Output{Spec: sp}
 		if sp.Dest != "" {
 			if o.To, err = p.Output(first+i, sp); err != nil {

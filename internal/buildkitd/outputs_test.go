@@ -3,6 +3,7 @@ package buildkitd
 import (
 	"testing"
 
+	controlapi "github.com/moby/buildkit/api/services/control"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/kiln-build/kiln/internal/build"
@@ -44,5 +45,19 @@ func TestAnnotate(t *testing.T) {
 	}
 	if annotate(nil, map[string][]byte{"annotation-nothing.a": nil}) == nil {
 		t.Error("an unknown type of annotation was taken")
+	}
+}
+
+// TestStore keeps an image's name in the server's store for a client that says so.
+func TestStore(t *testing.T) {
+	for v, want := range map[string]bool{"": false, "true": true, "false": false} {
+		e := &controlapi.Exporter{Type: "image", Attrs: map[string]string{"name": "a"}}
+		if v != "" {
+			e.Attrs["store"] = v
+		}
+		out, err := outputs([]*controlapi.Exporter{e}, nil, 0)
+		if err != nil || out[0].ToStore() != want {
+			t.Errorf("store=%s: kept: %v, %v", v, out[0].ToStore(), err)
+		}
 	}
 }

@@ -16,6 +16,7 @@ import (
 	"runtime/debug"
 	"time"
 
+	contentapi "github.com/containerd/containerd/api/services/content/v1"
 	controlapi "github.com/moby/buildkit/api/services/control"
 	gatewayapi "github.com/moby/buildkit/frontend/gateway/pb"
 	"github.com/moby/buildkit/session"
@@ -82,6 +83,7 @@ func New(o Options) (*Server, error) {
 	)
 	controlapi.RegisterControlServer(s.grpc, s)
 	gatewayapi.RegisterLLBBridgeServer(s.grpc, &gateway{jobs: s.jobs, worker: &s.worker})
+	contentapi.RegisterContentServer(s.grpc, noContent{})
 	healthapi.RegisterHealthServer(s.grpc, s.health)
 	return s, nil
 }
