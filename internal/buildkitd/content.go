@@ -15,7 +15,9 @@ type noContent struct {
 }
 
 // List implements contentapi.ContentServer.
-func (noContent) List(*contentapi.ListContentRequest, contentapi.Content_ListServer) error { return nil }
+func (noContent) List(*contentapi.ListContentRequest, contentapi.Content_ListServer) error {
+	return nil
+}
 
 // Info implements contentapi.ContentServer.
 func (noContent) Info(_ context.Context, req *contentapi.InfoRequest) (*contentapi.InfoResponse, error) {
