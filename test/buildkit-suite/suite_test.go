@@ -12,6 +12,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -204,4 +205,19 @@ func readKnown(t *testing.T, pkg string) knownTests {
 		}
 	}
 	return known
+}
+
+// TestResults reads what a run prints: the tests themselves count, not their parts.
+func TestResults(t *testing.T) {
+	log := []byte(`=== RUN   TestIntegration
+--- FAIL: TestIntegration (1.00s)
+    --- PASS: TestIntegration/TestOne/worker=oci/frontend=builtin (0.10s)
+        --- FAIL: TestIntegration/TestOne/worker=oci/frontend=builtin/part (0.10s)
+    --- FAIL: TestIntegration/TestTwo/worker=oci/frontend=builtin/env=simple (0.10s)
+    --- SKIP: TestClientGatewayIntegration/TestThree/worker=oci (0.10s)
+`)
+	want := map[string]string{"TestOne": "PASS", "TestTwo/env=simple": "FAIL", "TestThree": "SKIP"}
+	if got := results(log); !maps.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
 }
