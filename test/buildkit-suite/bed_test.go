@@ -117,6 +117,9 @@ func (b *bed) images(t *testing.T, cache string) error {
 	if busybox, err = withFile(busybox, "bin/adduser", 0o755, adduser); err != nil {
 		return err
 	}
+	if busybox, err = squash(busybox); err != nil {
+		return err
+	}
 	alpine, err := withFile(busybox, "etc/alpine-release", 0o644, "3.23.0\n")
 	if err != nil {
 		return err
@@ -148,6 +151,25 @@ func (b *bed) images(t *testing.T, cache string) error {
 		}
 	}
 	return nil
+}
+
+// squash puts an image's files into one layer: Docker Hub's busybox has one, and tests count.
+func squash(img v1.Image) (v1.Image, error) {
+	cfg, err := img.ConfigFile()
+	if err != nil {
+		return nil, err
+	}
+	layer, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return mutate.Extract(img), nil })
+	if err != nil {
+		return nil, err
+	}
+	cfg = cfg.DeepCopy()
+	cfg.RootFS, cfg.History = v1.RootFS{Type: "layers"}, nil
+	scratch, err := mutate.ConfigFile(empty.Image, cfg)
+	if err != nil {
+		return nil, err
+	}
+	return mutate.AppendLayers(scratch, layer)
 }
 
 // withFile is an image with one file more.
