@@ -18,6 +18,7 @@ import (
 
 	"github.com/kiln-build/kiln/internal/cache"
 	"github.com/kiln-build/kiln/internal/export"
+	"github.com/kiln-build/kiln/internal/frontend"
 	"github.com/kiln-build/kiln/internal/layer"
 	"github.com/kiln-build/kiln/internal/progress"
 	"github.com/kiln-build/kiln/internal/registry"
@@ -38,6 +39,8 @@ type Request struct {
 	Locals map[string]string
 	// Layouts are OCI layouts by the names that contexts call them by, oci-layout://NAME@DIGEST.
 	Layouts map[string]string
+	// Definition, unless nil, is built in place of a Dockerfile; it reads Locals and Layouts.
+	Definition *frontend.Definition
 	// Attrs are options by the names that BuildKit's front end has for them; the fields below go before them.
 	Attrs map[string]string
 

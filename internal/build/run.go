@@ -82,7 +82,7 @@ func exports(req Request) (Export, error) {
 // withPlan opens the build that a request asks for, makes its plan, and calls f with both.
 func withPlan(ctx context.Context, env Env, req Request, f func(*Build, *frontend.Plan) error) error {
 	return withBuild(ctx, env, req, func(b *Build, in frontend.Input) error {
-		plan, err := b.plan(ctx, in)
+		plan, err := b.plan(ctx, req, in)
 		if err != nil {
 			return err
 		}
@@ -140,7 +140,11 @@ func (in *Inputs) pass(env Env, req Request) error {
 	return nil
 }
 
-func (b *Build) plan(ctx context.Context, in frontend.Input) (*frontend.Plan, error) {
+func (b *Build) plan(ctx context.Context, req Request, in frontend.Input) (*frontend.Plan, error) {
+	if req.Definition != nil {
+		res := &frontend.Result{Ref: req.Definition}
+		return res.Plan()
+	}
 	res, err := b.Frontend(ctx, in)
 	if err != nil {
 		return nil, err

@@ -6,22 +6,19 @@ import (
 	"crypto/tls"
 	"fmt"
 	"io"
-	"io/fs"
 	"log/slog"
 	"net"
 	"os"
 	"os/user"
-	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/kiln-build/kiln/internal/buildkitd"
+	"github.com/kiln-build/kiln/internal/cli/console"
 	"github.com/kiln-build/kiln/internal/diag"
 	"github.com/kiln-build/kiln/internal/registry"
 	"github.com/kiln-build/kiln/internal/sandbox/gvisor"
-	"github.com/kiln-build/kiln/internal/store"
 	"github.com/spf13/cobra"
 )
 
@@ -187,7 +184,7 @@ func (a *App) buildkitd(ctx context.Context, f *buildkitdFlags, o buildkitd.Opti
 			return err
 		}
 	}
-	if o.Store, err = a.OpenStore(below(f.Root)); err != nil {
+	if o.Store, err = a.OpenStore(console.BelowRoot(f.Root)); err != nil {
 		return err
 	}
 	o.Sandbox, o.Environ, o.Version = gvisor.New(gvisor.Options{}), os.Environ(), buildVersion().Revision
@@ -211,16 +208,6 @@ func (a *App) buildkitd(ctx context.Context, f *buildkitdFlags, o buildkitd.Opti
 		a.announce(o.Log, l, lo.TLS)
 	}
 	return s.Serve(ctx, f.Grace, ls...)
-}
-
-// below is where the store is in the directory that buildkitd has for its state: a directory
-// of its own if there are other things in it.
-func below(root string) string {
-	es, err := os.ReadDir(root)
-	if root == "" || err != nil || len(es) == 0 || slices.ContainsFunc(es, func(e fs.DirEntry) bool { return e.Name() == store.VersionFile }) {
-		return root
-	}
-	return filepath.Join(root, "kiln")
 }
 
 // announce says where the server listens, and who may use it.

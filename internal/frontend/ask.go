@@ -39,6 +39,7 @@ func Questions() []Question { return []Question{Lint, Outline, Targets, Describe
 type Answer struct {
 	Question Question
 	JSON     []byte // as the front end formats it
+	Text     []byte // what the front end says itself, which Print goes without; may be empty
 	Status   int    // 0: nothing to complain about
 }
 
@@ -51,7 +52,7 @@ func Ask(ctx context.Context, in Input, q Question, images Images, rec *progress
 	if err != nil {
 		return nil, explain(err, in.Filename)
 	}
-	a := &Answer{Question: q, JSON: res.Metadata["result.json"]}
+	a := &Answer{Question: q, JSON: res.Metadata["result.json"], Text: res.Metadata["result.txt"]}
 	if a.JSON == nil {
 		return nil, fmt.Errorf("the front end gave no answer to %q", q)
 	}
@@ -83,7 +84,15 @@ func (a *Answer) Print(w io.Writer, name string) error {
 	if err != nil {
 		return fmt.Errorf("read the front end's answer: %w", err)
 	}
-	for line := range strings.Lines(b.String()) {
+	return printClean(w, b.String())
+}
+
+// PrintText writes the answer in the front end's own words, as `buildctl build --opt requestid=…` does.
+func (a *Answer) PrintText(w io.Writer) error { return printClean(w, string(a.Text)) }
+
+// printClean writes lines without control characters but tabs.
+func printClean(w io.Writer, text string) error {
+	for line := range strings.Lines(text) {
 		fields := strings.Split(strings.TrimSuffix(line, "\n"), "\t") // which Clean would make spaces
 		for i := range fields {
 			fields[i] = progress.Clean(fields[i])

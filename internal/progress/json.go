@@ -45,3 +45,14 @@ func NewQuiet() Display { return unbuffered{quiet{}} }
 type quiet struct{}
 
 func (quiet) Send(Event) {}
+
+// Tee returns a Sink that hands each Event to all of sinks, in their order.
+func Tee(sinks ...Sink) Sink { return tee(sinks) }
+
+type tee []Sink
+
+func (t tee) Send(e Event) {
+	for _, s := range t {
+		s.Send(e)
+	}
+}

@@ -119,6 +119,9 @@ func (r *Recorder) Note(text string) { r.send(Event{Kind: Note, Finding: Finding
 // Warn says one line that the user should read.
 func (r *Recorder) Warn(text string) { r.send(Event{Kind: Warning, Finding: Finding{Text: text}}) }
 
+// Find reports a finding about the build as a whole.
+func (r *Recorder) Find(f Finding) { r.send(Event{Kind: Warning, Finding: f}) }
+
 // Step announces a step that is no operation of a build's graph. stage may be empty.
 func (r *Recorder) Step(name, stage string) *Step { return r.Plan(StepInfo{Name: name, Stage: stage}) }
 

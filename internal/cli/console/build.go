@@ -16,11 +16,16 @@ import (
 // Env is what builds work with, but for Progress: the store that root or else the environment
 // names, and registries of which the hosts in insecure may be spoken to without TLS.
 func (c *Console) Env(root string, insecure []string) (build.Env, error) {
+	return c.EnvWith(root, registry.Options{Insecure: insecure})
+}
+
+// EnvWith is Env for who has more to say of registries.
+func (c *Console) EnvWith(root string, o registry.Options) (build.Env, error) {
 	st, err := c.OpenStore(root)
 	if err != nil {
 		return build.Env{}, err
 	}
-	reg, err := registry.New(registry.Options{Insecure: insecure})
+	reg, err := registry.New(o)
 	if err != nil {
 		return build.Env{}, err
 	}

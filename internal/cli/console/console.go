@@ -58,12 +58,21 @@ func (s ExitStatus) Error() string { return fmt.Sprintf("exit status %d", int(s)
 // with all that is known of them if it is to be verbose. When it
 // returns, the display is closed, and the last output of failed steps repeated.
 func (c *Console) WithProgress(mode string, verbose bool, f func(*progress.Recorder) error) error {
+	return c.WithTrace(mode, verbose, nil, f)
+}
+
+// WithTrace is WithProgress, and writes what --progress=rawjson would to trace, unless that is nil.
+func (c *Console) WithTrace(mode string, verbose bool, trace io.Writer, f func(*progress.Recorder) error) error {
 	d, err := progress.Choose(mode, c.Err, verbose, c.Getenv)
 	if err != nil {
 		return &diag.Error{Err: err, Code: diag.ExitUsage}
 	}
 	failures := progress.NewFailures(d)
-	err = f(progress.NewRecorder(failures))
+	sink := progress.Sink(failures)
+	if trace != nil {
+		sink = progress.Tee(failures, progress.NewRawJSON(trace))
+	}
+	err = f(progress.NewRecorder(sink))
 	if e := d.Close(); err == nil && e != nil {
 		err = e
 	}

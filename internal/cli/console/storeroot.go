@@ -2,11 +2,14 @@ package console
 
 import (
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 
 	"github.com/kiln-build/kiln/internal/diag"
+	"github.com/kiln-build/kiln/internal/store"
 	"golang.org/x/sys/unix"
 )
 
@@ -61,4 +64,14 @@ func privateTemp(tmp string, uid int) (string, error) {
 		return "", fail("others may use it: its mode is " + fi.Mode().Perm().String())
 	}
 	return dir, nil
+}
+
+// BelowRoot is where the store is in the directory that buildkitd has for its state: a directory
+// of its own if there are other things in it.
+func BelowRoot(root string) string {
+	es, err := os.ReadDir(root)
+	if root == "" || err != nil || len(es) == 0 || slices.ContainsFunc(es, func(e fs.DirEntry) bool { return e.Name() == store.VersionFile }) {
+		return root
+	}
+	return filepath.Join(root, "kiln")
 }
