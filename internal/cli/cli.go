@@ -22,8 +22,10 @@ type App struct{ console.Console }
 func Main(ctx context.Context, args []string, s console.Streams) int {
 	app := &App{console.Console{Streams: s, Getenv: os.Getenv}}
 	switch filepath.Base(args[0]) {
-	case "buildctl", "buildctl-daemonless.sh":
+	case "buildctl":
 		return app.Execute(ctx, buildctl.New(&app.Console), buildctl.Arguments(args[1:]))
+	case "buildctl-daemonless.sh", "buildctl-daemonless":
+		return app.Execute(ctx, buildctl.NewDaemonless(&app.Console), buildctl.Arguments(args[1:]))
 	case "buildkitd":
 		return app.Execute(ctx, newRootCommand(app), append([]string{"buildkitd"}, args[1:]...))
 	}

@@ -3,7 +3,10 @@
 package ctl
 
 import (
+	"cmp"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"net/url"
@@ -12,9 +15,11 @@ import (
 	"time"
 
 	controlapi "github.com/moby/buildkit/api/services/control"
-	"github.com/moby/buildkit/client"
 	"github.com/moby/buildkit/util/grpcerrors"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/kiln-build/kiln/internal/diag"
 )
@@ -30,63 +35,72 @@ type Address struct {
 	Wait       bool          // for a server that is not up yet, too
 }
 
-// Client speaks to one server.
+// Client speaks to one server. BuildKit's own client is not used for it: with what that links, caches
+// of all kinds and tracing, the program would be a megabyte larger.
 type Client struct {
-	addr    string
-	conn    *client.Client
+	conn    *grpc.ClientConn
 	control controlapi.ControlClient
 }
 
+// maxMessage bounds one message, as BuildKit's client does.
+const maxMessage = 16 << 20
+
 // Dial connects to a server, and makes sure that it answers.
 func Dial(ctx context.Context, a Address) (*Client, error) {
-	opts, err := a.options()
+	conn, err := a.open()
 	if err != nil {
 		return nil, diag.New(diag.ExitUsage, "address %q: %w", a.Addr, err)
 	}
-	conn, err := client.New(ctx, a.Addr, opts...)
-	if err != nil {
-		return nil, diag.New(diag.ExitUsage, "address %q: %w", a.Addr, err)
-	}
-	c := &Client{addr: a.Addr, conn: conn, control: conn.ControlClient()}
+	c := &Client{conn: conn, control: controlapi.NewControlClient(conn)}
 	if a.Timeout > 0 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeoutCause(ctx, a.Timeout, fmt.Errorf("there was no answer for %s", a.Timeout))
 		defer cancel()
 	}
-	if err := c.answers(ctx, a.Wait); err != nil {
-		conn.Close()
-		return nil, diag.New(diag.ExitFailure, "connect to the BuildKit server at %s: %w", a.Addr, err).
-			WithHint("Is it running, and its address right (--addr, BUILDKIT_HOST)? Without an address, buildctl builds in its own process.")
-	}
-	return c, nil
-}
-
-// answers waits until the server does. One that is not there is an error, unless it is to be waited for.
-func (c *Client) answers(ctx context.Context, wait bool) (err error) {
-	if wait {
-		err = c.conn.Wait(ctx)
-	} else if _, err = c.control.Info(ctx, &controlapi.InfoRequest{}); grpcerrors.Code(err) == codes.Unimplemented {
+	// One that is not there is an error at once, unless it is to be waited for.
+	_, err = c.control.Info(ctx, &controlapi.InfoRequest{}, grpc.WaitForReady(a.Wait))
+	if grpcerrors.Code(err) == codes.Unimplemented {
 		err = nil // by a server from before there was this request
 	}
-	if cause := context.Cause(ctx); err != nil && cause != nil {
-		return cause
+	if err == nil {
+		return c, nil
 	}
-	return err
+	conn.Close()
+	if cause := context.Cause(ctx); cause != nil {
+		err = cause
+	}
+	return nil, diag.New(diag.ExitFailure, "connect to the BuildKit server at %s: %w", a.Addr, &message{error: err}).
+		WithHint("Is it running, and its address right (--addr, BUILDKIT_HOST)? Without an address, buildctl builds in its own process.")
 }
 
 // Close ends the connection.
 func (c *Client) Close() error { return c.conn.Close() }
 
-func (a Address) options() (opts []client.ClientOpt, err error) {
+// open makes the connection, which is tried when there is something to be said.
+func (a Address) open() (*grpc.ClientConn, error) {
 	u, err := url.Parse(a.Addr)
 	if err != nil {
 		return nil, err
 	}
+	target := a.Addr
 	switch {
-	case u.Scheme == "unix" && u.Path != "", u.Scheme == "tcp" && u.Host != "":
+	case u.Scheme == "unix" && u.Path != "":
+	case u.Scheme == "tcp" && u.Host != "":
+		target = u.Host
 	default:
 		return nil, errors.New("it is neither unix://PATH nor tcp://HOST:PORT")
 	}
+	creds, err := a.credentials(u.Hostname())
+	if err != nil {
+		return nil, err
+	}
+	return grpc.NewClient(target, grpc.WithTransportCredentials(creds),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage), grpc.MaxCallSendMsgSize(maxMessage)),
+		grpc.WithUnaryInterceptor(grpcerrors.UnaryClientInterceptor), grpc.WithStreamInterceptor(grpcerrors.StreamClientInterceptor))
+}
+
+// credentials are for TLS if there is a certificate to check the server's with, or to show.
+func (a Address) credentials(host string) (credentials.TransportCredentials, error) {
 	if a.Dir != "" {
 		if a.CA+a.Cert+a.Key != "" {
 			return nil, errors.New("--tlsdir conflicts with --tlscacert, --tlscert and --tlskey")
@@ -95,16 +109,28 @@ func (a Address) options() (opts []client.ClientOpt, err error) {
 			return nil, err
 		}
 	}
-	if a.ServerName == "" {
-		a.ServerName = u.Hostname()
+	if a.CA+a.Cert+a.Key == "" {
+		return insecure.NewCredentials(), nil
 	}
+	c := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: cmp.Or(a.ServerName, host)}
 	if a.CA != "" {
-		opts = append(opts, client.WithServerConfig(a.ServerName, a.CA))
+		pem, err := os.ReadFile(a.CA)
+		if err != nil {
+			return nil, err
+		}
+		c.RootCAs = x509.NewCertPool()
+		if !c.RootCAs.AppendCertsFromPEM(pem) {
+			return nil, fmt.Errorf("there is no certificate in %s", a.CA)
+		}
 	}
 	if a.Cert+a.Key != "" {
-		opts = append(opts, client.WithCredentials(a.Cert, a.Key))
+		pair, err := tls.LoadX509KeyPair(a.Cert, a.Key)
+		if err != nil {
+			return nil, err
+		}
+		c.Certificates = []tls.Certificate{pair}
 	}
-	return opts, nil
+	return credentials.NewTLS(c), nil
 }
 
 // fromDir finds the files in the directory, by the names that docker or cert-manager give them.

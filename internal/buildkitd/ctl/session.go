@@ -30,7 +30,7 @@ func (r *Request) open(ctx context.Context) (*session.Session, error) {
 	if err != nil {
 		return nil, err
 	}
-	s.Allow(&credentials{keychain: r.Keychain})
+	s.Allow(&passwords{keychain: r.Keychain})
 	if len(r.Locals) > 0 {
 		dirs, err := directories(r.Locals)
 		if err != nil {
@@ -67,18 +67,18 @@ func directories(locals map[string]string) (filesync.StaticDirSource, error) {
 	return all, nil
 }
 
-// credentials gives the server the user's credentials for registries, when it asks for them. It does
+// passwords gives the server the user's credentials for registries, when it asks for them. It does
 // not get tokens for the server, which is why there are no other methods.
-type credentials struct {
+type passwords struct {
 	sessionauth.UnimplementedAuthServer
 	keychain authn.Keychain
 }
 
 // Register implements session.Attachable.
-func (c *credentials) Register(s *grpc.Server) { sessionauth.RegisterAuthServer(s, c) }
+func (c *passwords) Register(s *grpc.Server) { sessionauth.RegisterAuthServer(s, c) }
 
 // Credentials implements sessionauth.AuthServer.
-func (c *credentials) Credentials(ctx context.Context, req *sessionauth.CredentialsRequest) (*sessionauth.CredentialsResponse, error) {
+func (c *passwords) Credentials(ctx context.Context, req *sessionauth.CredentialsRequest) (*sessionauth.CredentialsResponse, error) {
 	reg, err := name.NewRegistry(req.Host)
 	if err != nil {
 		return nil, status.Error(codes.InvalidArgument, err.Error())

@@ -7,9 +7,12 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"slices"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/authn"
+	"github.com/moby/buildkit/client/buildid"
+	"github.com/moby/buildkit/session/grpchijack"
 	controlapi "github.com/moby/buildkit/api/services/control"
 	gatewayapi "github.com/moby/buildkit/frontend/gateway/pb"
 	spb "github.com/moby/buildkit/sourcepolicy/pb"
@@ -29,7 +32,6 @@ type Request struct {
 	Frontend   string
 	Attrs      map[string]string
 	Locals     map[string]string // directories by name
-	Layouts    map[string]string // OCI layouts, directories by name
 	Outputs    []Entry
 	CacheTo    []Entry
 	CacheFrom  []Entry
@@ -75,16 +77,13 @@ func (c *Client) Build(ctx context.Context, r Request, rec *progress.Recorder) (
 		return nil, err
 	}
 	outputs.offer(s)
-	if err := r.stores(s, req); err != nil {
-		return nil, err
-	}
 	req.Session = s.ID()
 	res := &Result{}
 	// Session and status outlive the request, to hear how it ended.
 	outer, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
 	g, gctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return s.Run(outer, c.conn.Dialer()) })
+	g.Go(func() error { return s.Run(outer, grpchijack.Dialer(c.control)) })
 	g.Go(func() error {
 		if err := c.follow(outer, r.Ref, rec); err != nil && outer.Err() == nil {
 			return fmt.Errorf("follow the build: %w", err)
@@ -119,6 +118,12 @@ func (r *Request) solveRequest() (*controlapi.SolveRequest, error) {
 		req.SourcePolicy = &spb.Policy{}
 		if err := json.Unmarshal(r.SourcePolicy, req.SourcePolicy); err != nil {
 			return nil, diag.New(diag.ExitUsage, "source policy: %w", err)
+		}
+	}
+	for _, e := range slices.Concat(r.CacheTo, r.CacheFrom) {
+		if e.Type == "local" {
+			return nil, diag.New(diag.ExitUsage, "caches of type=local are not supported with a server").
+				WithHint("Use type=registry, or build without a server.")
 		}
 	}
 	for _, e := range r.CacheTo {
@@ -157,20 +162,21 @@ func (c *Client) ask(ctx context.Context, req *controlapi.SolveRequest) (map[str
 		return err
 	})
 	answer := map[string][]byte{}
-	bridge := c.conn.GatewayClientForBuild(req.Ref)
+	bridge := gatewayapi.NewLLBBridgeClient(c.conn)
+	gctx = buildid.AppendToOutgoingContext(gctx, req.Ref)
 	g.Go(func() error {
 		res, err := bridge.Solve(gctx, inner)
 		if err != nil {
-			return errors.Join(err, c.giveBack(gctx, bridge, nil, err))
+			return errors.Join(err, giveBack(gctx, bridge, nil, err))
 		}
 		maps.Copy(answer, res.GetResult().GetMetadata())
-		return c.giveBack(gctx, bridge, res.GetResult(), nil)
+		return giveBack(gctx, bridge, res.GetResult(), nil)
 	})
 	return answer, g.Wait()
 }
 
 // giveBack ends the part of the front end.
-func (c *Client) giveBack(ctx context.Context, bridge gatewayapi.LLBBridgeClient, res *gatewayapi.Result, failed error) error {
+func giveBack(ctx context.Context, bridge gatewayapi.LLBBridgeClient, res *gatewayapi.Result, failed error) error {
 	ret := &gatewayapi.ReturnRequest{Result: res}
 	if failed != nil {
 		ret.Error = statusOf(failed)

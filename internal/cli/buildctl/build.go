@@ -5,6 +5,7 @@ import (
 	"encoding/csv"
 	"encoding/hex"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/containerd/platforms"
@@ -30,10 +31,15 @@ type buildFlags struct {
 	Secrets      []string
 	SSH          []string
 	Allow        []string
-	ExportCache  []string
-	ImportCache  []string
+	CacheTo      []string
+	CacheFrom    []string
+	AuthTLS      []string // host=HOST[,ca=FILE][,cert=FILE,key=FILE]
+	SourcePolicy string
+	ProxyNetwork bool
 	MetadataFile string
 	RefFile      string
+	Trace        string
+	CacheMetrics string
 }
 
 func newBuildFlags(cmd *cobra.Command) *buildFlags {
@@ -49,17 +55,54 @@ func newBuildFlags(cmd *cobra.Command) *buildFlags {
 	fl.StringArrayVar(&f.Secrets, "secret", nil, "secret for steps that mount it, id=ID[,src=FILE|,env=VARIABLE]")
 	fl.StringArrayVar(&f.SSH, "ssh", nil, "SSH agent for steps that mount it, default|ID[=SOCKET|KEYFILE[,KEYFILE]]")
 	fl.StringArrayVar(&f.Allow, "allow", nil, "accepted: network.host needs no permission, security.insecure cannot be had")
-	fl.StringArrayVar(&f.ExportCache, "export-cache", nil, "write the cache, such as type=registry,ref=example.com/foo/bar or type=local,dest=path/to/dir")
-	fl.StringArrayVar(&f.ImportCache, "import-cache", nil, "read a cache, such as type=registry,ref=example.com/foo/bar or type=local,src=path/to/dir")
+	fl.StringArrayVar(&f.CacheTo, "export-cache", nil, "cache to write, such as type=registry,ref=REF")
+	fl.StringArrayVar(&f.CacheFrom, "import-cache", nil, "cache to read, such as type=registry,ref=REF")
+	fl.StringArrayVar(&f.AuthTLS, "registry-auth-tlscontext", nil, "certificates for a registry, host=HOST[,ca=FILE][,cert=FILE,key=FILE]")
+	fl.StringVar(&f.SourcePolicy, "source-policy-file", "", "policy of sources, as JSON; for a server")
+	fl.BoolVar(&f.ProxyNetwork, "proxy-network", false, "let steps reach the network by a proxy only; for a server")
+	fl.StringVar(&f.Trace, "trace", "", "append to this file what --progress=rawjson would show")
+	fl.StringVar(&f.CacheMetrics, "debug-json-cache-metrics", "", "not supported")
+	_ = fl.MarkHidden("debug-json-cache-metrics")
 	fl.StringVar(&f.MetadataFile, "metadata-file", "", "write what is known of the result to this file, as JSON")
 	fl.StringVar(&f.RefFile, "ref-file", "", "write the build's reference to this file")
 	return f
 }
 
-// request translates the flags. getenv gives the values of build arguments that have none.
+// check refuses what no build has here.
+func (f *buildFlags) check() error {
+	if f.CacheMetrics != "" {
+		return diag.New(diag.ExitUsage, "--debug-json-cache-metrics is not supported").
+			WithHint("--trace FILE has what each step took, and which came from a cache.")
+	}
+	for _, a := range f.Allow {
+		if a != "network.host" && a != "security.insecure" && a != "device" && !strings.HasPrefix(a, "device=") {
+			return diag.New(diag.ExitUsage, "invalid --allow %q: there are network.host, security.insecure and device", a)
+		}
+	}
+	return nil
+}
+
+// options are those of the front end. getenv gives the values of build arguments that have none.
+func (f *buildFlags) options(getenv func(string) string) (map[string]string, error) {
+	opts, err := pairs("opt", withValues(f.Opts, getenv))
+	if err != nil {
+		return nil, err
+	}
+	const epoch = "SOURCE_DATE_EPOCH"
+	if v := getenv(epoch); v != "" && opts["build-arg:"+epoch] == "" {
+		opts["build-arg:"+epoch] = v
+	}
+	return opts, nil
+}
+
+// request translates the flags for a build in this process, all but those that are about
+// where it runs.
 func (f *buildFlags) request(getenv func(string) string) (build.Request, error) {
 	req := build.Request{
 		BuildArgs: map[string]string{}, Labels: map[string]string{}, NoCache: f.NoCache, Compression: layer.Gzip,
+	}
+	if err := f.here(); err != nil {
+		return req, err
 	}
 	var err error
 	if req.Locals, err = pairs("local", f.Locals); err != nil {
@@ -68,35 +111,23 @@ func (f *buildFlags) request(getenv func(string) string) (build.Request, error) 
 	if req.Layouts, err = pairs("oci-layout", f.Layouts); err != nil {
 		return req, err
 	}
-	if err := f.passed(&req); err != nil {
+	if req.Secrets, req.SSH, err = f.sources(); err != nil {
 		return req, err
 	}
-	opts, err := pairs("opt", withValues(f.Opts, getenv))
+	opts, err := f.options(getenv)
 	if err != nil {
 		return req, err
 	}
-	if v := getenv("SOURCE_DATE_EPOCH"); v != "" {
-		req.BuildArgs["SOURCE_DATE_EPOCH"] = v
-	}
-	if err := f.frontend(opts); err != nil {
-		return req, err
+	if f.Frontend != "" {
+		if err := f.frontend(opts); err != nil {
+			return req, err
+		}
 	}
 	if err := take(&req, opts); err != nil {
 		return req, err
 	}
-	for _, s := range f.ImportCache {
-		sp, err := cache.ParseFrom(s)
-		if err != nil {
-			return req, err
-		}
-		req.CacheFrom = append(req.CacheFrom, sp...)
-	}
-	for _, s := range f.ExportCache {
-		sp, err := cache.ParseTo(s)
-		if err != nil {
-			return req, err
-		}
-		req.CacheTo = append(req.CacheTo, sp)
+	if err := f.caches(&req); err != nil {
+		return req, err
 	}
 	for _, o := range f.Outputs {
 		sp, err := parseOutput(o)
@@ -108,28 +139,64 @@ func (f *buildFlags) request(getenv func(string) string) (build.Request, error) 
 	return req, nil
 }
 
-// passed translates what is passed to steps.
-func (f *buildFlags) passed(req *build.Request) error {
+// caches are those that are to be read and written.
+func (f *buildFlags) caches(req *build.Request) error {
+	for _, v := range f.CacheFrom {
+		specs, err := cache.ParseFrom(v)
+		if err != nil {
+			return err
+		}
+		req.CacheFrom = append(req.CacheFrom, specs...)
+	}
+	for _, v := range f.CacheTo {
+		spec, err := cache.ParseTo(v)
+		if err != nil {
+			return err
+		}
+		req.CacheTo = append(req.CacheTo, spec)
+	}
+	if inline, _ := strconv.ParseBool(req.BuildArgs["BUILDKIT_INLINE_CACHE"]); inline {
+		req.CacheTo = append(req.CacheTo, cache.Spec{Type: cache.Inline, Mode: cache.Min})
+	}
+	return nil
+}
+
+// here refuses what only a server could do.
+func (f *buildFlags) here() error {
+	refused := func(flag, why string) *diag.Error {
+		return diag.New(diag.ExitUsage, "--%s is not supported: %s", flag, why)
+	}
+	switch {
+	case f.SourcePolicy != "":
+		return refused("source-policy-file", "policies of sources are not").WithHint("Name base images by digest.")
+	case f.ProxyNetwork:
+		return refused("proxy-network", "steps reach the network, or with --network=none they do not")
+	}
+	for _, a := range f.Allow {
+		if strings.HasPrefix(a, "device") {
+			return refused("allow "+a, "there are no devices to give")
+		}
+	}
+	return nil
+}
+
+// sources are the secrets and agents that are passed to steps.
+func (f *buildFlags) sources() (secrets []secret.Source, agents []sshagent.Source, err error) {
 	for _, v := range f.Secrets {
 		s, err := secret.Parse(v)
 		if err != nil {
-			return diag.New(diag.ExitUsage, "invalid --secret: %w", err)
+			return nil, nil, diag.New(diag.ExitUsage, "invalid --secret: %w", err)
 		}
-		req.Secrets = append(req.Secrets, s)
+		secrets = append(secrets, s)
 	}
 	for _, v := range f.SSH {
 		s, err := sshagent.Parse(v)
 		if err != nil {
-			return diag.New(diag.ExitUsage, "invalid --ssh %q: %w", v, err)
+			return nil, nil, diag.New(diag.ExitUsage, "invalid --ssh %q: %w", v, err)
 		}
-		req.SSH = append(req.SSH, s)
+		agents = append(agents, s)
 	}
-	for _, a := range f.Allow {
-		if a != "network.host" && a != "security.insecure" {
-			return diag.New(diag.ExitUsage, "invalid --allow %q: there are network.host and security.insecure", a)
-		}
-	}
-	return nil
+	return secrets, agents, nil
 }
 
 // frontend checks that it is the one that is built in.

@@ -34,7 +34,7 @@ func TestPassed(t *testing.T) {
 	if got, want := fmt.Sprint(req.Secrets, req.SSH), "[{a f } {b  E}] [{default [] false} {k [/x /y] false}]"; got != want {
 		t.Errorf("%s, want %s", got, want)
 	}
-	for _, args := range [][]string{{"--secret", "topsecret"}, {"--ssh", "k=raw=true"}, {"--allow", "all"}} {
+	for _, args := range [][]string{{"--secret", "topsecret"}, {"--ssh", "k=raw=true"}} {
 		_, _, err := parse(t, nil, append(args, "--frontend", "dockerfile.v0")...)
 		if diag.ExitCode(err) != diag.ExitUsage || strings.Contains(err.Error(), "topsecret") {
 			t.Errorf("%q: %v", args, err)
