@@ -44,6 +44,7 @@ func (m *message) Error() string {
 	if st, ok := grpcstatus.FromError(m.error); ok && st.Message() != "" {
 		s = st.Message()
 	}
+	s = strings.TrimPrefix(s, grpcerrors.Code(m.error).String()+": ")
 	if rest, ok := strings.CutPrefix(s, "rpc error: code = "); ok {
 		if _, after, ok := strings.Cut(rest, "desc = "); ok {
 			s = after

@@ -48,7 +48,7 @@ func newRoot(s *server) *cobra.Command {
 		CompletionOptions: cobra.CompletionOptions{DisableDefaultCmd: true},
 	}
 	s.flags(root)
-	root.AddCommand(newBuild(s))
+	root.AddCommand(newBuild(s), newDiskUsage(s), newPrune(s), newPruneHistories(s), newDebug(s), newDialStdio(s))
 	return root
 }
 

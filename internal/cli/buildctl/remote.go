@@ -29,7 +29,7 @@ func (b *builder) remote(ctx context.Context, c *ctl.Client, way string) error {
 	}); err != nil {
 		return err
 	}
-	if b.MetadataFile != "" && res.Metadata != nil {
+	if b.MetadataFile != "" {
 		if err := writeMetadata(b.MetadataFile, res.Metadata); err != nil {
 			return err
 		}

@@ -60,8 +60,11 @@ func printAnswer(w io.Writer, answer map[string][]byte) error {
 }
 
 // writeMetadata writes what exporters say of a result, as buildctl does: JSON that is wrapped in base64
-// is unwrapped.
+// is unwrapped. If there is nothing to be said, there is no file.
 func writeMetadata(file string, said map[string]string) error {
+	if len(said) == 0 {
+		return nil
+	}
 	m := map[string]any{}
 	for k, v := range said {
 		m[k] = v
