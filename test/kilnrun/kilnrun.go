@@ -84,7 +84,24 @@ func (r *Runner) Store() string { return filepath.Join(r.Work, "store") }
 // Command is the verb with its arguments, ready to start; --root is put in
 // behind the verb. Its Stdin and outputs are the caller's to set.
 func (r *Runner) Command(ctx context.Context, args ...string) *exec.Cmd {
-	argv := append([]string{r.Bin, args[0], "--root", r.Store()}, args[1:]...)
+	return r.command(ctx, append([]string{r.Bin, args[0], "--root", r.Store()}, args[1:]...), r.Env)
+}
+
+// As is Command for a program of another name, by which Kiln has the command line of another builder.
+// The store is the same.
+func (r *Runner) As(ctx context.Context, program string, args ...string) (*exec.Cmd, error) {
+	dir := r.Bin + "-as"
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, err
+	}
+	link := filepath.Join(dir, program)
+	if err := os.Symlink(r.Bin, link); err != nil && !errors.Is(err, fs.ErrExist) {
+		return nil, err
+	}
+	return r.command(ctx, append([]string{link}, args...), append(slices.Clip(r.Env), "KILN_ROOT="+r.Store())), nil
+}
+
+func (r *Runner) command(ctx context.Context, argv, env []string) *exec.Cmd {
 	if r.unpriv != "" {
 		pre := []string{r.unpriv, "-ro", "-rw", r.Work, "-dir", r.Work}
 		if r.Deadly {
@@ -93,7 +110,7 @@ func (r *Runner) Command(ctx context.Context, args ...string) *exec.Cmd {
 		if r.Etc != "" {
 			pre = append(pre, "-etc", r.Etc)
 		}
-		for _, e := range r.Env {
+		for _, e := range env {
 			pre = append(pre, "-env", e)
 		}
 		argv = append(append(pre, "--"), argv...)
@@ -101,7 +118,7 @@ func (r *Runner) Command(ctx context.Context, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
 	cmd.Dir = r.Work
 	if r.unpriv == "" {
-		cmd.Env = append([]string{"PATH=" + os.Getenv("PATH")}, r.Env...)
+		cmd.Env = append([]string{"PATH=" + os.Getenv("PATH")}, env...)
 	}
 	return cmd
 }
