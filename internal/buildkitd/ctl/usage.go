@@ -124,6 +124,15 @@ type Worker struct {
 	Platforms       []ocispec.Platform `json:"platforms"`
 	GCPolicy        []PruneOptions     `json:"gcPolicy"`
 	BuildkitVersion Version            `json:"buildkitVersion"`
+	CDIDevices      []Device           `json:"cdiDevices"`
+}
+
+// Device is one that a worker can give to steps.
+type Device struct {
+	Name        string            `json:"name"`
+	AutoAllow   bool              `json:"autoAllow"`
+	Annotations map[string]string `json:"annotations"`
+	OnDemand    bool              `json:"onDemand"`
 }
 
 // Workers lists those that filters select.
@@ -140,6 +149,9 @@ func (c *Client) Workers(ctx context.Context, filters []string) ([]*Worker, erro
 				All: p.All, Filter: p.Filters, KeepDuration: time.Duration(p.KeepDuration),
 				ReservedSpace: p.ReservedSpace, MaxUsedSpace: p.MaxUsedSpace, MinFreeSpace: p.MinFreeSpace,
 			})
+		}
+		for _, d := range r.CDIDevices {
+			w.CDIDevices = append(w.CDIDevices, Device{d.Name, d.AutoAllow, d.Annotations, d.OnDemand})
 		}
 		all = append(all, w)
 	}

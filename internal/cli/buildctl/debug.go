@@ -64,7 +64,7 @@ func historyCommand(s *server, name, short string, do func(c *ctl.Client, ctx co
 		defer c.Close()
 		tw := table(s.Out)
 		if t == nil {
-			fmt.Fprintln(tw, "TYPE\tREF\tCREATED\tCOMPLETED\tGENERATION\tPINNED")
+			fmt.Fprintln(tw, historyHeader)
 		}
 		var failed []error
 		err = c.Histories(cmd.Context(), func(e *ctl.HistoryEvent) error {
@@ -84,6 +84,9 @@ func historyCommand(s *server, name, short string, do func(c *ctl.Client, ctx co
 	return cmd
 }
 
+const historyHeader = "TYPE\tREF\tCREATED\tCOMPLETED\tGENERATION\tPINNED"
+
+// printHistory writes a row at once: there may be many.
 func printHistory(w io.Writer, tw *tabwriter.Writer, t *template.Template, e *ctl.HistoryEvent) error {
 	if t != nil {
 		return execute(w, t, e)
@@ -94,7 +97,7 @@ func printHistory(w io.Writer, tw *tabwriter.Writer, t *template.Template, e *ct
 	}
 	r := e.Record
 	fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%d\t%s\n", e.Type, r.GetRef(), localTime(r.GetCreatedAt()), localTime(r.GetCompletedAt()), r.GetGeneration(), pinned)
-	return nil
+	return tw.Flush()
 }
 
 func newLogs(s *server) *cobra.Command {

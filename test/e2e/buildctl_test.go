@@ -1,0 +1,260 @@
+package e2e
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+
+	"github.com/kiln-build/kiln/internal/registry/registrytest"
+	"github.com/kiln-build/kiln/test/kilnrun"
+	"github.com/kiln-build/kiln/test/refbuild"
+)
+
+// pipeline is the line that people have in their Jenkinsfiles.
+func (a *access) pipeline(output ...string) []string {
+	line := "build --frontend dockerfile.v0 --local context=. --local dockerfile=. --output type=image,name=" + a.host + "/team/app:1,push=true"
+	return strings.Fields(strings.Join(append([]string{line}, output...), ","))
+}
+
+// here puts the context where the builder is started.
+func (a *access) here() {
+	a.t.Helper()
+	put(a.t, filepath.Join(a.runner.Work, "Dockerfile"), []byte("FROM "+a.host+"/team/base AS app\nARG WHO=me\nCOPY f /f\n"))
+	put(a.t, filepath.Join(a.runner.Work, "f"), []byte("x\n"))
+}
+
+// as runs Kiln by another program's name.
+func (a *access) as(program string, args ...string) (out string, code int) {
+	a.t.Helper()
+	a.runner.Env, a.runner.Etc = a.env, a.etc
+	cmd, err := a.runner.As(a.t.Context(), program, args...)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	b, err := cmd.CombinedOutput()
+	if cmd.ProcessState == nil {
+		a.t.Fatalf("run %s: %v", program, err)
+	}
+	return string(b), cmd.ProcessState.ExitCode()
+}
+
+// buildkitdTOML has BuildKit's configuration of the registry's certificate.
+func (a *access) buildkitdTOML(path string) string {
+	ca := put(a.t, filepath.Join(a.dir, "registry-ca.pem"), a.pem)
+	return put(a.t, filepath.Join(a.dir, path), fmt.Appendf(nil, "[registry.%q]\n  ca = [%q]\n", a.host, ca))
+}
+
+// TestBuildctlDaemonless runs the pipeline's line, unchanged and without privilege, with registries
+// as pipelines have them.
+func TestBuildctlDaemonless(t *testing.T) {
+	guard(t)
+	basic := registrytest.Options{User: user, Password: password}
+	tokenTLS := registrytest.Options{User: user, Password: password, TLS: true, Token: true}
+	shared := kilnrun.Open(t, "library/busybox:latest").Runner
+	for _, c := range []struct {
+		name    string
+		options registrytest.Options
+		set     func(a *access) (output string)
+		fails   bool
+	}{
+		{"password, HOME", basic, func(a *access) string {
+			a.env = []string{"HOME=" + filepath.Dir(a.config(".docker/config.json", auths(map[string]string{a.host: password})))}
+			return ""
+		}, false},
+		{"password, DOCKER_CONFIG", basic, func(a *access) string { a.login(); return "" }, false},
+		{"token, SSL_CERT_FILE", tokenTLS, func(a *access) string { a.login(); a.trust(); return "" }, false},
+		{"token, the user's buildkitd.toml", tokenTLS, func(a *access) string {
+			a.login()
+			a.env = append(a.env, "XDG_CONFIG_HOME="+filepath.Dir(filepath.Dir(a.buildkitdTOML("config/buildkit/buildkitd.toml"))))
+			return ""
+		}, false},
+		{"token, BUILDKITD_FLAGS", tokenTLS, func(a *access) string {
+			a.login()
+			a.env = append(a.env, "BUILDKITD_FLAGS=--oci-worker-no-process-sandbox --config "+a.buildkitdTOML("other.toml"))
+			return ""
+		}, false},
+		{"token, registry.insecure", tokenTLS, func(a *access) string { a.login(); return "registry.insecure=true" }, false},
+		{"proxy", tokenTLS, func(a *access) string {
+			a.byName()
+			a.login()
+			a.trust()
+			a.env = append(a.env, "HTTPS_PROXY="+a.proxy.URL)
+			return ""
+		}, false},
+		{"wrong password", basic, func(a *access) string {
+			a.env = []string{"DOCKER_CONFIG=" + a.config("docker/config.json", auths(map[string]string{a.host: "pass-word-wrong"}))}
+			a.wants = []string{"401", "docker/config.json"}
+			return ""
+		}, true},
+		{"unknown certificate", tokenTLS, func(a *access) string {
+			a.login()
+			a.wants = []string{"unknown authority"}
+			return ""
+		}, true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			a := newAccess(t, shared, c.options, "127.0.0.1", corp)
+			output := c.set(a)
+			a.here()
+			line := a.pipeline()
+			if output != "" {
+				line = a.pipeline(output)
+			}
+			out, code := a.as("buildctl-daemonless.sh", line...)
+			switch {
+			case c.fails:
+				a.failed(out, code)
+			case code != 0:
+				t.Fatalf("buildctl-daemonless.sh exits with %d:\n%s", code, out)
+			default:
+				a.pushed()
+			}
+			a.silent(out)
+		})
+	}
+}
+
+// serve starts Kiln as buildkitd, without privilege, and returns its address.
+func (a *access) serve(args ...string) (addr string) {
+	a.t.Helper()
+	sock := filepath.Join(a.runner.Work, "s.sock")
+	a.runner.Env = nil // the credentials are the client's
+	cmd, err := a.runner.As(a.t.Context(), "buildkitd", append([]string{"--addr", "unix://" + sock}, args...)...)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	var log bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &log, &log
+	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
+	cmd.WaitDelay = 30 * time.Second
+	if err := cmd.Start(); err != nil {
+		a.t.Fatal(err)
+	}
+	a.t.Cleanup(func() {
+		_ = cmd.Process.Signal(os.Interrupt)
+		_ = cmd.Wait()
+		if a.t.Failed() {
+			a.t.Logf("the server said:\n%s", log.String())
+		}
+		a.silent(log.String())
+	})
+	for range 300 {
+		if c, err := net.Dial("unix", sock); err == nil {
+			c.Close()
+			return "unix://" + sock
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	a.t.Fatal("the server does not listen")
+	return ""
+}
+
+// TestBuildctlServer has a server build, by our buildctl and by BuildKit's: what they send and say is the same.
+func TestBuildctlServer(t *testing.T) {
+	guard(t)
+	bin, err := refbuild.Programs(t.Context())
+	if err != nil {
+		t.Skipf("BuildKit's buildctl cannot be built here: %v", err)
+	}
+	shared := kilnrun.Open(t, "library/busybox:latest").Runner
+	a := newAccess(t, shared, registrytest.Options{User: user, Password: password, TLS: true, Token: true}, "127.0.0.1")
+	a.here()
+	addr := a.serve("--config", a.buildkitdTOML("buildkitd.toml"))
+	a.login()
+	ca := put(t, filepath.Join(a.dir, "ca.pem"), a.pem)
+
+	ours := func(args ...string) string {
+		t.Helper()
+		out, code := a.as("buildctl", append([]string{"--addr", addr}, args...)...)
+		if code != 0 {
+			t.Fatalf("buildctl %s exits with %d:\n%s", args, code, out)
+		}
+		a.silent(out)
+		return out
+	}
+	theirs := func(args ...string) string {
+		t.Helper()
+		cmd := exec.CommandContext(t.Context(), filepath.Join(bin, "buildctl"), append([]string{"--addr", addr}, args...)...)
+		cmd.Dir = a.runner.Work
+		cmd.Env = append(append(os.Environ(), a.env...), "SSL_CERT_FILE="+ca) // it gets tokens itself
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			t.Fatalf("BuildKit's buildctl %s: %v\n%s", args, err, out)
+		}
+		return string(out)
+	}
+	meta := filepath.Join(a.runner.Work, "meta.json")
+	out := ours(append(a.pipeline(), "--metadata-file", meta)...)
+	if !strings.Contains(out, addr) {
+		t.Errorf("nothing says which server builds:\n%s", out)
+	}
+	a.pushed()
+	mine := read(t, meta)
+	theirs(append(a.pipeline(), "--metadata-file", meta)...)
+	if other := read(t, meta); mine != other {
+		t.Errorf("metadata\n%s\nand by BuildKit's client\n%s", mine, other)
+	}
+	var said struct {
+		Digest string `json:"containerimage.digest"`
+	}
+	if err := json.Unmarshal([]byte(mine), &said); err != nil {
+		t.Fatal(err)
+	}
+	if d, err := remote.Head(a.name("app:1"), a.direct()...); err != nil || d.Digest.String() != said.Digest {
+		t.Errorf("the registry has %v (%v), --metadata-file says %s", d, err, said.Digest)
+	}
+	for _, args := range [][]string{
+		{"debug", "workers"},
+		{"debug", "workers", "--verbose"},
+		{"debug", "workers", "--format", "{{json .}}"},
+		{"debug", "info"},
+		{"debug", "histories"},
+	} {
+		if o, b := ours(args...), theirs(args...); o != b {
+			t.Errorf("%s:\n%s\nand BuildKit's\n%s", args, o, b)
+		}
+	}
+	dockerfile := []string{"build", "--progress", "quiet", "--frontend", "dockerfile.v0", "--local", "context=.", "--local", "dockerfile=."}
+	for _, id := range []string{"frontend.lint", "frontend.outline", "frontend.targets", "frontend.subrequests.describe"} {
+		args := append(append([]string{}, dockerfile...), "--opt", "requestid="+id)
+		want := theirs(args...)
+		if got := ours(args...); got != want || (want == "") != (id == "frontend.lint") {
+			t.Errorf("%s:\n%s\nand BuildKit's\n%s", id, got, want)
+		}
+	}
+	for _, kind := range []string{"tar", "oci", "docker"} {
+		file := filepath.Join(a.runner.Work, "out."+kind)
+		args := append(append([]string{}, dockerfile...), "--output", "type="+kind+",dest="+file)
+		ours(args...)
+		got := read(t, file)
+		theirs(args...)
+		if got != read(t, file) || len(got) < 1000 {
+			t.Errorf("type=%s: archives of %d bytes differ", kind, len(got))
+		}
+	}
+	dir := filepath.Join(a.runner.Work, "tree")
+	ours(append(append([]string{}, dockerfile...), "--output", "type=local,dest="+dir)...)
+	if got := read(t, filepath.Join(dir, "f")); got != "x\n" {
+		t.Errorf("/f is %q", got)
+	}
+}
+
+func read(t *testing.T, file string) string {
+	t.Helper()
+	b, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
