@@ -8,11 +8,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/moby/buildkit/client"
+	"github.com/moby/buildkit/client/llb"
 
 	"github.com/kiln-build/kiln/internal/registry/registrytest"
 	"github.com/kiln-build/kiln/test/kilnrun"
@@ -249,6 +252,68 @@ func TestBuildctlServer(t *testing.T) {
 	}
 }
 
+// TestBuildctlBuilds builds what is no plain Dockerfile: steps with a secret and an agent, and an LLB definition from
+// standard input, in buildctl's own process and by a server.
+func TestBuildctlBuilds(t *testing.T) {
+	guard(t)
+	bed := kilnrun.Open(t, "library/busybox:latest")
+	a := &access{t: t, dir: bed.Dir, runner: bed.Runner}
+	addr := a.serve()
+	put(t, filepath.Join(bed.Work, "Dockerfile"), []byte("FROM "+bed.Host+`/library/busybox
+RUN --mount=type=secret,id=token test "$(wc -c </run/secrets/token)" = `+strconv.Itoa(len(password))+`
+RUN --mount=type=ssh test -S "$SSH_AUTH_SOCK"
+RUN echo done >/made
+`))
+	secret := put(t, filepath.Join(bed.Dir, "token"), []byte(password))
+	def, err := llb.Scratch().File(llb.Mkfile("/made", 0o644, []byte("done\n"))).Marshal(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var definition bytes.Buffer
+	if err := llb.WriteTo(def, &definition); err != nil {
+		t.Fatal(err)
+	}
+	agent, err := net.Listen("unix", filepath.Join(bed.Work, "agent.sock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer agent.Close()
+	if err := os.Chmod(agent.Addr().String(), 0o777); err != nil {
+		t.Fatal(err)
+	}
+	dockerfile := []string{
+		"--frontend", "dockerfile.v0", "--local", "context=.", "--local", "dockerfile=.", "--no-cache",
+		"--secret", "id=token,src=" + secret, "--ssh", "default=" + agent.Addr().String(),
+	}
+	for _, where := range [][]string{{"buildctl-daemonless.sh"}, {"buildctl", "--addr", addr}} {
+		for what, args := range map[string][]string{"Dockerfile": dockerfile, "LLB": nil} {
+			dir := filepath.Join(bed.Work, where[0]+"-"+what)
+			trace := dir + ".trace"
+			all := append(append(where[1:], "build", "--trace", trace, "--output", "type=local,dest="+dir), args...)
+			cmd, err := bed.As(t.Context(), where[0], all...)
+			if err != nil {
+				t.Fatal(err)
+			}
+			cmd.Stdin = bytes.NewReader(definition.Bytes())
+			out, err := cmd.CombinedOutput()
+			if err != nil {
+				t.Errorf("%s of %s: %v\n%s", what, where, err, out)
+				continue
+			}
+			a.silent(string(out))
+			if got := read(t, filepath.Join(dir, "made")); got != "done\n" {
+				t.Errorf("%s of %s: /made is %q", what, where, got)
+			}
+			for line := range strings.Lines(read(t, trace)) {
+				var s client.SolveStatus
+				if err := json.Unmarshal([]byte(line), &s); err != nil {
+					t.Fatalf("the trace of %s of %s: %v\n%s", what, where, err, line)
+				}
+			}
+		}
+	}
+}
+
 func read(t *testing.T, file string) string {
 	t.Helper()
 	b, err := os.ReadFile(file)
@@ -257,4 +322,3 @@ func read(t *testing.T, file string) string {
 	}
 	return string(b)
 }
-

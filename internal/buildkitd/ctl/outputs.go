@@ -132,4 +132,3 @@ type stays struct{ io.Writer }
 
 // Close implements io.Closer.
 func (stays) Close() error { return nil }
-

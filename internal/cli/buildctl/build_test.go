@@ -104,6 +104,10 @@ func TestRefused(t *testing.T) {
 		"--frontend dockerfile.v0 --import-cache type=gha":             "type=gha are not supported",
 		"--frontend dockerfile.v0 --export-cache type=s3":              "type=s3 are not supported",
 		"--nosuch": "nosuch",
+		"--frontend dockerfile.v0 --source-policy-file f":          "--source-policy-file",
+		"--frontend dockerfile.v0 --proxy-network":                 "--proxy-network",
+		"--frontend dockerfile.v0 --allow device=x":                "device=x",
+		"--frontend dockerfile.v0 --export-cache type=s3,bucket=b": "s3",
 	} {
 		if _, _, err := parse(t, nil, strings.Fields(line)...); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v", line, err)
@@ -112,5 +116,56 @@ func TestRefused(t *testing.T) {
 	c := &console.Console{Streams: console.Streams{In: strings.NewReader(""), Out: io.Discard, Err: io.Discard}, Getenv: func(string) string { return "" }}
 	if code := c.Execute(t.Context(), New(c), []string{"build", "--frontend", "x"}); code != diag.ExitUsage {
 		t.Errorf("exit code %d", code)
+	}
+}
+
+// TestDaemonFlags: what is given for a server that is not started.
+func TestDaemonFlags(t *testing.T) {
+	f, err := parseDaemonFlags("--root /r -config=/c --debug --addr unix:///x --oci-worker=true --oci-worker-snapshotter native --oci-worker-no-process-sandbox --allow-insecure-entitlement network.host")
+	if want := (daemonFlags{Root: "/r", Config: "/c"}); err != nil || f != want {
+		t.Errorf("%+v, %v", f, err)
+	}
+	for flags, want := range map[string]string{
+		"--otel-socket-path /x":                 "otel-socket-path",
+		"--containerd-worker":                   "containerd-worker",
+		"--allow-insecure-entitlement anything": "anything",
+		"more":                                  `"more"`,
+	} {
+		if _, err := parseDaemonFlags(flags); diag.ExitCode(err) != diag.ExitUsage || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v", flags, err)
+		}
+	}
+}
+
+func TestAuthCerts(t *testing.T) {
+	certs, err := authCerts([]string{"host=https://H.example:5000,ca=a", "host=h.example:5000,ca=b,cert=c,key=k"})
+	if got, want := fmt.Sprint(certs), "map[h.example:5000:{[a b] [{c k}]}]"; err != nil || got != want {
+		t.Errorf("%s, %v; want %s", got, err, want)
+	}
+	for _, v := range []string{"ca=a", "host=h", "host=h,cert=c", "host=h,insecure=true", "host"} {
+		if _, err := authCerts([]string{v}); diag.ExitCode(err) != diag.ExitUsage {
+			t.Errorf("%s: %v", v, err)
+		}
+	}
+}
+
+// TestRemote: what a server is asked for.
+func TestRemote(t *testing.T) {
+	cmd := &cobra.Command{}
+	f := newBuildFlags(cmd)
+	if err := cmd.ParseFlags([]string{
+		"--frontend", "other.v0", "--local", "context=.", "--opt", "a=b", "--no-cache", "-o", `type=image,"name=x,y",Push=true`, "--allow", "security.insecure",
+		"--export-cache", "registry.example/c", "--import-cache", "type=s3,bucket=b", "--proxy-network",
+	}); err != nil {
+		t.Fatal(err)
+	}
+	getenv := func(k string) string { return map[string]string{"SOURCE_DATE_EPOCH": "5"}[k] }
+	b := &builder{server: &server{Console: &console.Console{Getenv: getenv}}, buildFlags: f, ref: "r"}
+	r, err := b.remoteRequest()
+	got := fmt.Sprint(r.Ref, r.Frontend, r.Attrs, r.Locals, r.Outputs, r.CacheTo, r.CacheFrom, r.Allow, r.ProxyNetwork)
+	const want = "rother.v0map[a:b build-arg:SOURCE_DATE_EPOCH:5 no-cache:] map[context:.] [{image map[name:x,y push:true]}] " +
+		"[{registry map[mode:min ref:registry.example/c]}] [{s3 map[bucket:b]}] [security.insecure] true"
+	if got != want || err != nil {
+		t.Errorf("got\n%s (%v)\nwant\n%s", got, err, want)
 	}
 }
