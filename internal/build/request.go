@@ -71,6 +71,9 @@ type Env struct {
 	Stdout   io.Writer // for outputs with dest=-
 	Parallel int       // RUN steps at the same time; 0: as many as there are CPUs
 	Environ  []string  // for fetching contexts: proxies, PATH for git
+	// Limit is how large the store may become: after a build what was used longest ago
+	// is removed. Zero: however large.
+	Limit store.Limit
 }
 
 // Result is what was built.

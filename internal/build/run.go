@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/docker/go-units"
+
 	"github.com/kiln-build/kiln/internal/diag"
 	"github.com/kiln-build/kiln/internal/engine/llb"
 	"github.com/kiln-build/kiln/internal/frontend"
@@ -25,10 +27,25 @@ func Run(ctx context.Context, env Env, req Request) (*Result, error) {
 		res, err = b.Export(ctx, p, x)
 		return err
 	})
+	env.collect(ctx)
 	if err != nil {
 		return nil, because(ctx, err)
 	}
 	return res, nil
+}
+
+// collect keeps the store to its limit. A build does not fail for that.
+func (e Env) collect(ctx context.Context) {
+	if ctx.Err() != nil {
+		return // somebody waits for the end
+	}
+	rep, err := e.Store.Collect(ctx, e.Limit)
+	switch {
+	case err != nil:
+		e.Progress.Warn("keep the store to its limit: " + err.Error())
+	case rep.Bytes > 0:
+		e.Progress.Note(fmt.Sprintf("removed %s of what was used longest ago from the store, to keep it to its limit", units.HumanSize(float64(rep.Bytes))))
+	}
 }
 
 // Ask asks the front end about the Dockerfile, and builds nothing.

@@ -37,8 +37,8 @@ const (
 	Locked
 )
 
-// recordKind is the name under which the store keeps cache mounts.
-const recordKind = "cachemount"
+// RecordKind is the name under which the store keeps cache mounts.
+const RecordKind = "cachemount"
 
 // Key names a cache mount.
 type Key struct {
@@ -71,6 +71,9 @@ func (k Key) record() string {
 	}
 	return string(b)
 }
+
+// RecordKey is the key of the store's record of the mount, whose kind is RecordKind.
+func (k Key) RecordKey() string { return k.record() }
 
 func (k Key) lock(what string) string { return "cache mount " + what + " " + k.record() }
 
@@ -182,7 +185,7 @@ func sameLayers(a, b []image.Layer) bool {
 // read returns nil if there is no such mount, or if a layer of it is lost: it is a
 // cache, and begins anew.
 func (s *Store) read(k Key) (*record, error) {
-	b, err := s.st.GetRecord(recordKind, k.record())
+	b, err := s.st.GetRecord(RecordKind, k.record())
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
@@ -234,7 +237,7 @@ func (s *Store) write(r record) error {
 	if err != nil {
 		return err
 	}
-	return s.st.PutRecord(recordKind, r.record(), b)
+	return s.st.PutRecord(RecordKind, r.record(), b)
 }
 
 // Info describes a cache mount.
@@ -250,8 +253,8 @@ type Info struct {
 // List describes all cache mounts, in no particular order. It does not count as a use.
 func (s *Store) List(ctx context.Context) ([]Info, error) {
 	var all []Info
-	err := s.st.Records(recordKind, func(key string, used time.Time) error {
-		b, err := s.st.PeekRecord(recordKind, key)
+	err := s.st.Records(RecordKind, func(key string, used time.Time) error {
+		b, err := s.st.PeekRecord(RecordKind, key)
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil // just removed
 		}
@@ -279,7 +282,7 @@ func (s *Store) List(ctx context.Context) ([]Info, error) {
 
 // Remove forgets a cache mount; its layers go with the next Prune of the store. A step
 // that has it goes on with it, and keeps what it then adds.
-func (s *Store) Remove(k Key) error { return s.st.DeleteRecord(recordKind, k.record()) }
+func (s *Store) Remove(k Key) error { return s.st.DeleteRecord(RecordKind, k.record()) }
 
 // EmptyDir is the one directory in the layer that Empty makes.
 const EmptyDir = "cache"

@@ -70,6 +70,7 @@ type buildFlags struct {
 	Insecure     []string
 	Compression  string
 	Root         string
+	StoreLimit   string
 	Print        string
 	Call         string
 	Check        bool
@@ -114,6 +115,7 @@ func newBuildFlags(cmd *cobra.Command) *buildFlags {
 	fl.StringVar(&f.Sandbox, "sandbox", "auto", "what runs RUN steps: auto or gvisor ('kiln info' shows what auto takes)")
 	fl.StringArrayVar(&f.Insecure, "insecure-registry", nil, insecureHelp)
 	fl.StringVar(&f.Compression, "compression", "gzip", "compression of new layers: gzip or zstd")
+	fl.StringVar(&f.StoreLimit, "store-limit", "", "how large the store may be after the build, 20GB, 60% of its disk or none (default $KILN_STORE_LIMIT, or 80% up to 100GB, with 20% of the disk free)")
 	fl.StringVar(&f.Root, "root", "", "directory of the local store (default $KILN_ROOT, or kiln in the user's data directory)")
 	fl.StringVar(&f.Print, "print", "", "print instead of building: plan")
 	fl.StringVar(&f.Call, "call", "build", "ask about the Dockerfile instead of building: check, outline, targets[,format=json]")

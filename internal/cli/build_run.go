@@ -31,7 +31,7 @@ func (a *App) build(ctx context.Context, f *buildFlags) error {
 	if err != nil {
 		return err
 	}
-	env, err := a.Env(f.Root, append(req.InsecureHosts(), f.Insecure...))
+	env, err := a.Env(f.Root, f.StoreLimit, append(req.InsecureHosts(), f.Insecure...))
 	if err != nil {
 		return err
 	}

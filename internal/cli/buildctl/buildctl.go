@@ -48,7 +48,7 @@ func run(ctx context.Context, c *console.Console, f *buildFlags) error {
 	if err != nil {
 		return err
 	}
-	env, err := c.Env("", req.InsecureHosts())
+	env, err := c.Env("", "", req.InsecureHosts())
 	if err != nil {
 		return err
 	}
