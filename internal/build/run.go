@@ -76,7 +76,7 @@ func limited(ctx context.Context, req Request) (context.Context, context.CancelF
 // exports is what a request says of outputs.
 func exports(req Request) (Export, error) {
 	outs, err := outputs(req)
-	return Export{Outputs: outs, Compression: req.Compression, CacheTo: req.CacheTo}, err
+	return Export{Outputs: outs, Compression: req.Compression, CacheTo: req.CacheTo, MountsTo: req.MountsTo}, err
 }
 
 // withPlan opens the build that a request asks for, makes its plan, and calls f with both.
@@ -101,7 +101,7 @@ func withBuild(ctx context.Context, env Env, req Request, f func(*Build, fronten
 	if err != nil {
 		return err
 	}
-	b, err := Open(ctx, env, Inputs{Contexts: c.trees, Layouts: c.layouts, Pull: req.Pull, CacheFrom: req.CacheFrom})
+	b, err := Open(ctx, env, Inputs{Contexts: c.trees, Layouts: c.layouts, Pull: req.Pull, CacheFrom: req.CacheFrom, MountsFrom: req.MountsFrom})
 	if err != nil {
 		return err
 	}

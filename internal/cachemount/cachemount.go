@@ -240,6 +240,30 @@ func (s *Store) write(r record) error {
 	return s.st.PutRecord(RecordKind, r.record(), b)
 }
 
+// Own returns the layers of a mount on top of what it began with, the bottom first;
+// nil if there is no such mount.
+func (s *Store) Own(k Key) ([]image.Layer, error) {
+	r, err := s.read(k)
+	if r == nil || err != nil {
+		return nil, err
+	}
+	return r.Layers[r.Began:], nil
+}
+
+// Import makes a mount of which there is none: of what it begins with, and layers on top,
+// which are in the store. If there is one by now it stays as it is.
+func (s *Store) Import(ctx context.Context, k Key, base, own []image.Layer) error {
+	unlock, err := s.st.Lock(ctx, k.lock("change"))
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if r, err := s.read(k); r != nil || err != nil {
+		return err
+	}
+	return s.write(record{Key: k, Layers: append(base[:len(base):len(base)], own...), Began: len(base)})
+}
+
 // Info describes a cache mount.
 type Info struct {
 	Key

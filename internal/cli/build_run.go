@@ -157,7 +157,10 @@ func (a *App) request(f *buildFlags) (build.Request, error) {
 		}
 		req.Annotations = append(req.Annotations, as...)
 	}
-	if req.CacheFrom, req.CacheTo, err = f.caches(); err != nil {
+	if req.CacheFrom, req.CacheTo, err = caches(f.CacheFrom, f.CacheTo); err != nil {
+		return req, err
+	}
+	if req.MountsFrom, req.MountsTo, err = caches(f.MountsFrom, f.MountsTo); err != nil {
 		return req, err
 	}
 	// As docker does it, for those who cannot change the command.
