@@ -34,6 +34,7 @@ var levels = map[string]int{
 	"internal/sandbox":        3,
 	"internal/cache":          3,
 	"internal/cachemount":     4,
+	"internal/gc":             5,
 	"internal/registry":       4,
 	"internal/registryserver": 4,
 	"internal/engine":         4,

@@ -11,6 +11,7 @@ import (
 
 	"github.com/kiln-build/kiln/internal/cache"
 	remotecache "github.com/kiln-build/kiln/internal/cache/remote"
+	"github.com/kiln-build/kiln/internal/cachemount"
 	"github.com/kiln-build/kiln/internal/engine"
 	"github.com/kiln-build/kiln/internal/engine/llb"
 	"github.com/kiln-build/kiln/internal/frontend"
@@ -35,6 +36,8 @@ type Inputs struct {
 	CacheFrom []cache.Spec
 	// Uploads answers requests for remote.UploadHost; nil: there is no such host.
 	Uploads http.RoundTripper
+	// MountsFrom are the caches where cache mounts are looked for that the store does not have.
+	MountsFrom []cache.Spec
 }
 
 // Layouts opens the OCI layouts that a build may start from.
@@ -70,6 +73,7 @@ type Build struct {
 	images  *images
 	caches  *caches
 	lost    *lost
+	mounts  *mounts
 	solver  *engine.Solver
 	closers closers
 }
@@ -91,15 +95,17 @@ func Open(ctx context.Context, env Env, in Inputs) (*Build, error) {
 	b.closers = append(b.closers, func() error { cleanup(); return nil })
 	b.caches = &caches{env: env, images: b.images, theirs: in.Directories, open: map[string]*remotecache.Cache{}}
 	b.lost = &lost{}
+	b.mounts = &mounts{b: b, used: map[cachemount.Key]bool{}}
 	b.solver = engine.New(engine.Config{
 		Store: b.Store, Cache: cache.NewLocal(b.Store), Images: b.images, Contexts: in.Contexts, Sandbox: b.Sandbox,
 		Secrets: in.Secrets, SSH: in.SSH,
 		From: b.caches.readers, Lost: func(l image.Layer) bool { return b.lost.has(b.Store, l) },
+		Mounts:     b.mounts,
 		Remotes:    remote.Env{Dir: dir, Environ: b.Environ, Uploads: in.Uploads, Memory: b.Store, Limits: layer.DefaultLimits()},
 		ResolvConf: resolvConf(), Progress: b.Progress, Parallel: b.Parallel,
 	})
 	b.closers = append(b.closers, b.solver.Close, b.caches.close)
-	if err := b.UseCaches(in.CacheFrom...); err != nil {
+	if err := errors.Join(b.UseCaches(in.CacheFrom...), b.useMounts(in.MountsFrom)); err != nil {
 		return nil, errors.Join(err, b.Close())
 	}
 	return b, nil

@@ -580,12 +580,75 @@ func TestBuildersWriteOneCache(t *testing.T) {
 	}
 }
 
+// TestCacheMounts go from store to store by a cache: what a step left in one, it finds.
+func TestCacheMounts(t *testing.T) {
+	runs(t)
+	w := newWorld(t)
+	for _, spec := range []string{"type=registry,ref=" + w.reg.Host() + "/mounts:1", "type=local,dest=" + filepath.Join(t.TempDir(), "mounts")} {
+		w.fresh()
+		source := strings.Replace(spec, "dest=", "src=", 1)
+		count := "cat /c/n > /before 2>/dev/null; echo -n x >> /c/n; echo "
+		step := func(n string, change func(*build.Request)) (before string) {
+			t.Helper()
+			req := w.request("FROM BASE AS seed\nRUN mkdir /d && echo seeded > /d/f\nFROM BASE\nRUN --mount=type=cache,target=/c,id=one " + count + n +
+				"\nRUN --mount=type=cache,target=/c,from=seed,source=/d cat /c/f /c/n > /seeded; echo -n y >> /c/n; echo " + n + "\n")
+			change(&req)
+			fs := w.files(req)
+			return fs["before"].data + " " + strings.TrimSpace(strings.ReplaceAll(fs["seeded"].data, "\n", " "))
+		}
+		if got := step("1", func(r *build.Request) { r.MountsTo = to(t, spec) }); got != " seeded" {
+			t.Fatalf("at first there is %q", got)
+		}
+		for i, want := range []string{"x seeded y", "xx seeded yy", "xxx seeded yyy"} {
+			w.fresh()
+			got := step(fmt.Sprint("n", i), func(r *build.Request) { r.MountsFrom, r.MountsTo = from(t, source), to(t, spec) })
+			if got != want {
+				t.Errorf("%s: in the next store there is %q, want %q; %s", spec, got, want, w.events.warnings())
+			}
+		}
+		// A store's own goes before a cache's.
+		if got := step("own", func(r *build.Request) { r.MountsFrom = from(t, source) }); got != "xxxx seeded yyyy" {
+			t.Errorf("%s: in the same store there is %q", spec, got)
+		}
+		w.fresh()
+		if got := step("none", func(*build.Request) {}); got != " seeded" {
+			t.Errorf("without the cache there is %q", got)
+		}
+	}
+	// A mount that is lost begins anew.
+	w.fresh()
+	w.reg.Fail(registrytest.Fault{Method: http.MethodGet, Path: "/mounts/blobs/", Skip: 1, Status: 404})
+	req := w.request("FROM BASE\nRUN --mount=type=cache,target=/c,id=one cat /c/n > /before 2>/dev/null; true\n")
+	req.MountsFrom = from(t, w.reg.Host()+"/mounts:1")
+	if fs := w.files(req); fs["before"].data != "" || !strings.Contains(w.events.warnings(), `cache mount "/one" is not imported`) {
+		t.Errorf("%q; warned of %q", fs["before"].data, w.events.warnings())
+	}
+	// Together with the cache of layers, in one.
+	w.reg.Heal()
+	both := to(t, "type=registry,ref="+w.reg.Host()+"/both:1,mode=max")
+	req = w.request("FROM BASE\nRUN --mount=type=cache,target=/c,id=two echo two > /c/n\n", w.reg.Host()+"/app:1")
+	req.CacheTo, req.MountsTo, req.Outputs = both, both, []export.Spec{{Type: export.Registry}}
+	w.mustRun(req)
+	w.fresh()
+	req.CacheTo, req.MountsTo, req.CacheFrom = nil, nil, from(t, w.reg.Host()+"/both:1")
+	req.MountsFrom = req.CacheFrom
+	if w.mustRun(req); len(w.events.steps()) > 0 {
+		t.Errorf("ran %q", w.events.steps())
+	}
+	req = w.request("FROM BASE\nRUN --mount=type=cache,target=/c,id=two cat /c/n > /before\n")
+	req.MountsFrom = from(t, w.reg.Host()+"/both:1")
+	if got := w.files(req)["before"].data; got != "two\n" {
+		t.Errorf("/before is %q", got)
+	}
+}
+
 // TestCacheRefusals: what a request cannot ask for.
 func TestCacheRefusals(t *testing.T) {
 	w := newWorld(t)
 	for name, change := range map[string]func(*build.Request){
 		"two caches to write": func(r *build.Request) { r.CacheTo = append(to(t, "a.example/x"), to(t, "a.example/y")...) },
 		"no name":             func(r *build.Request) { r.CacheFrom = []cache.Spec{{Type: cache.Registry, Ref: "A B"}} },
+		"mounts in an image":  func(r *build.Request) { r.MountsTo = to(t, "type=inline") },
 		"inline to read":      func(r *build.Request) { r.CacheFrom = []cache.Spec{{Type: cache.Inline}} },
 	} {
 		t.Run(name, func(t *testing.T) {

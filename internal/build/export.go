@@ -30,6 +30,8 @@ type Export struct {
 	Compression layer.Compression // of new layers, where an output does not say; empty: gzip
 	// CacheTo is the cache that is written, and type=inline beside it.
 	CacheTo []cache.Spec
+	// MountsTo is the cache that the cache mounts are written to which steps used.
+	MountsTo []cache.Spec
 }
 
 // exporting is a plan on its way to its outputs.
@@ -68,7 +70,10 @@ func (b *Build) Export(ctx context.Context, plan *frontend.Plan, x Export) (*Res
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	e := &exporting{Build: b, Export: x, variants: variants(x.Outputs), packing: semaphore.NewWeighted(1)}
-	var err error
+	err := checkMountsTo(x.MountsTo)
+	if err != nil {
+		return nil, err
+	}
 	if e.writing, err = b.write(ctx, x, e.variants, cancel); err != nil {
 		return nil, err
 	}
@@ -90,6 +95,9 @@ func (e *exporting) run(ctx context.Context, plan *frontend.Plan) (*Result, erro
 		built = append(built, f)
 	}
 	// Before there is any name for the result: a build that fails has given none.
+	if err := e.exportMounts(ctx); err != nil {
+		return nil, err
+	}
 	if err := e.writing.flush(ctx); err != nil {
 		return nil, err
 	}

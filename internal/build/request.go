@@ -67,6 +67,9 @@ type Request struct {
 	// CacheFrom are the caches that are asked, in this order, for what the store's
 	// does not have; CacheTo is the one that is written, and type=inline beside it.
 	CacheFrom, CacheTo []cache.Spec
+	// MountsFrom are the caches where cache mounts are looked for that the store does not
+	// have; MountsTo is the one that they are written to.
+	MountsFrom, MountsTo []cache.Spec
 
 	Outputs     []export.Spec      // none: the local store
 	Compression layer.Compression  // of new layers, where an output does not say
@@ -82,6 +85,9 @@ type Env struct {
 	Stdout   io.Writer // for outputs with dest=-
 	Parallel int       // RUN steps at the same time; 0: as many as there are CPUs
 	Environ  []string  // for fetching contexts: proxies, PATH for git; for secrets, and to find the SSH agent
+	// Limit is how large the store may become: after a build what was used longest ago
+	// is removed. Zero: however large.
+	Limit store.Limit
 }
 
 // Result is what was built.
@@ -121,7 +127,7 @@ func (r *Result) Metadata() (map[string]string, error) {
 // InsecureHosts are the registries, HOST[:PORT], that outputs and caches say may be spoken
 // to by plain HTTP. What is no name of an image is left for Run to refuse.
 func (r *Request) InsecureHosts() (hosts []string) {
-	for _, c := range slices.Concat(r.CacheFrom, r.CacheTo) {
+	for _, c := range slices.Concat(r.CacheFrom, r.CacheTo, r.MountsFrom, r.MountsTo) {
 		if named, err := reference.ParseNormalizedNamed(c.Ref); err == nil && c.Insecure {
 			hosts = append(hosts, reference.Domain(named))
 		}

@@ -7,6 +7,8 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/docker/go-units"
+
 	"github.com/kiln-build/kiln/internal/cache"
 	"github.com/kiln-build/kiln/internal/diag"
 	"github.com/kiln-build/kiln/internal/engine/llb"
@@ -30,10 +32,25 @@ func Run(ctx context.Context, env Env, req Request) (*Result, error) {
 		res, err = b.Export(ctx, p, x)
 		return err
 	})
+	env.collect(ctx)
 	if err != nil {
 		return nil, diag.Ended(ctx, err)
 	}
 	return res, nil
+}
+
+// collect keeps the store to its limit. A build does not fail for that.
+func (e Env) collect(ctx context.Context) {
+	if ctx.Err() != nil {
+		return // somebody waits for the end
+	}
+	rep, err := e.Store.Collect(ctx, e.Limit)
+	switch {
+	case err != nil:
+		e.Progress.Warn("keep the store to its limit: " + err.Error())
+	case rep.Bytes > 0:
+		e.Progress.Note(fmt.Sprintf("removed %s of what was used longest ago from the store, to keep it to its limit", units.HumanSize(float64(rep.Bytes))))
+	}
 }
 
 // Ask asks the front end about the Dockerfile, and builds nothing.
@@ -71,7 +88,7 @@ func (e Env) note(req Request) {
 // exports is what a request says of outputs.
 func exports(req Request) (Export, error) {
 	outs, err := outputs(req)
-	x := Export{Outputs: outs, Compression: req.Compression, CacheTo: req.CacheTo}
+	x := Export{Outputs: outs, Compression: req.Compression, CacheTo: req.CacheTo, MountsTo: req.MountsTo}
 	isInline := func(s cache.Spec) bool { return s.Type == cache.Inline }
 	if on, _ := strconv.ParseBool(req.BuildArgs["BUILDKIT_INLINE_CACHE"]); on && !slices.ContainsFunc(x.CacheTo, isInline) {
 		x.CacheTo = append(slices.Clip(x.CacheTo), cache.Spec{Type: cache.Inline, Mode: cache.Min})
@@ -105,7 +122,7 @@ func withBuild(ctx context.Context, env Env, req Request, f func(*Build, fronten
 	if err != nil {
 		return err
 	}
-	in.Contexts, in.Layouts, in.CacheFrom = c.trees, c.layouts, req.CacheFrom
+	in.Contexts, in.Layouts, in.CacheFrom, in.MountsFrom = c.trees, c.layouts, req.CacheFrom, req.MountsFrom
 	b, err := Open(ctx, env, in)
 	if err != nil {
 		return err

@@ -65,11 +65,16 @@ func (l *Local) Lookup(_ context.Context, key digest.Digest) (*Record, error) {
 	if err != nil {
 		return nil, fmt.Errorf("look up cache record: %w", err)
 	}
-	var r Record
-	if json.Unmarshal(b, &r) != nil || !valid(r) {
-		return nil, nil
+	if r, ok := Parse(recordKind, b); ok {
+		return &r, nil
 	}
-	return &r, nil
+	return nil, nil
+}
+
+// Parse reads a record of the store's as Local writes them; ok is false for any other.
+func Parse(kind string, body []byte) (r Record, ok bool) {
+	ok = kind == recordKind && json.Unmarshal(body, &r) == nil && valid(r)
+	return r, ok
 }
 
 func valid(r Record) bool {

@@ -37,8 +37,8 @@ const (
 	Locked
 )
 
-// recordKind is the name under which the store keeps cache mounts.
-const recordKind = "cachemount"
+// RecordKind is the name under which the store keeps cache mounts.
+const RecordKind = "cachemount"
 
 // Key names a cache mount.
 type Key struct {
@@ -71,6 +71,9 @@ func (k Key) record() string {
 	}
 	return string(b)
 }
+
+// RecordKey is the key of the store's record of the mount, whose kind is RecordKind.
+func (k Key) RecordKey() string { return k.record() }
 
 func (k Key) lock(what string) string { return "cache mount " + what + " " + k.record() }
 
@@ -194,7 +197,7 @@ func sameLayers(a, b []image.Layer) bool {
 // read returns nil if there is no such mount, or if a layer of it is lost: it is a
 // cache, and begins anew.
 func (s *Store) read(k Key) (*record, error) {
-	b, err := s.st.GetRecord(recordKind, k.record())
+	b, err := s.st.GetRecord(RecordKind, k.record())
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
@@ -246,7 +249,31 @@ func (s *Store) write(r record) error {
 	if err != nil {
 		return err
 	}
-	return s.st.PutRecord(recordKind, r.record(), b)
+	return s.st.PutRecord(RecordKind, r.record(), b)
+}
+
+// Own returns the layers of a mount on top of what it began with, the bottom first;
+// nil if there is no such mount.
+func (s *Store) Own(k Key) ([]image.Layer, error) {
+	r, err := s.read(k)
+	if r == nil || err != nil {
+		return nil, err
+	}
+	return r.Layers[r.Began:], nil
+}
+
+// Import makes a mount of which there is none: of what it begins with, and layers on top,
+// which are in the store. If there is one by now it stays as it is.
+func (s *Store) Import(ctx context.Context, k Key, base, own []image.Layer) error {
+	unlock, err := s.st.Lock(ctx, k.lock("change"))
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if r, err := s.read(k); r != nil || err != nil {
+		return err
+	}
+	return s.write(record{Key: k, Layers: append(base[:len(base):len(base)], own...), Began: len(base)})
 }
 
 // Info describes a cache mount.
@@ -262,8 +289,8 @@ type Info struct {
 // List describes all cache mounts, in no particular order. It does not count as a use.
 func (s *Store) List(ctx context.Context) ([]Info, error) {
 	var all []Info
-	err := s.st.Records(recordKind, func(key string, used time.Time) error {
-		b, err := s.st.PeekRecord(recordKind, key)
+	err := s.st.Records(RecordKind, func(key string, used time.Time) error {
+		b, err := s.st.PeekRecord(RecordKind, key)
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil // just removed
 		}
@@ -291,7 +318,7 @@ func (s *Store) List(ctx context.Context) ([]Info, error) {
 
 // Remove forgets a cache mount; its layers go with the next Prune of the store. A step
 // that has it goes on with it, and keeps what it then adds.
-func (s *Store) Remove(k Key) error { return s.st.DeleteRecord(recordKind, k.record()) }
+func (s *Store) Remove(k Key) error { return s.st.DeleteRecord(RecordKind, k.record()) }
 
 // EmptyDir is the one directory in the layer that Empty makes.
 const EmptyDir = "cache"

@@ -398,7 +398,7 @@ func TestLostLayer(t *testing.T) {
 			t.Errorf("%s: then it has %q", name, got)
 		}
 	}
-	if err := s.st.PutRecord(recordKind, Key{ID: "odd"}.record(), []byte(`{"Layers":[{"diffID":"../../x"}]}`)); err != nil {
+	if err := s.st.PutRecord(RecordKind, Key{ID: "odd"}.record(), []byte(`{"Layers":[{"diffID":"../../x"}]}`)); err != nil {
 		t.Fatal(err)
 	}
 	if m := acquire(t, s, Key{ID: "odd"}, Shared); len(m.Layers) > 0 {

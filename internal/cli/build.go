@@ -56,6 +56,8 @@ type buildFlags struct {
 	NoCacheOf    []string // stages
 	CacheFrom    []string
 	CacheTo      []string
+	MountsFrom   []string
+	MountsTo     []string
 	Pull         bool
 	Push         bool
 	Load         bool
@@ -73,6 +75,7 @@ type buildFlags struct {
 	Insecure     []string
 	Compression  string
 	Root         string
+	StoreLimit   string
 	Print        string
 	Call         string
 	Check        bool
@@ -102,6 +105,8 @@ func newBuildFlags(cmd *cobra.Command) *buildFlags {
 	fl.StringArrayVar(&f.NoCacheOf, "no-cache-filter", nil, "stage of which every step is run")
 	fl.StringArrayVar(&f.CacheFrom, "cache-from", nil, "cache to read, type=registry,ref=REF|type=local,src=DIR, or REF; may be given more than once")
 	fl.StringArrayVar(&f.CacheTo, "cache-to", nil, "cache to write, type=registry,ref=REF|type=local,dest=DIR|type=inline[,mode=min|max]")
+	fl.StringArrayVar(&f.MountsFrom, "cache-mounts-from", nil, "cache to take cache mounts from that the store does not have, as --cache-from")
+	fl.StringArrayVar(&f.MountsTo, "cache-mounts-to", nil, "cache to write the cache mounts to that steps used, as --cache-to")
 	fl.BoolVar(&f.Pull, "pull", false, "ask registries for base images even if the store has them")
 	fl.BoolVar(&f.Push, "push", false, "push the image under each of its names (short for --output=type=registry)")
 	fl.BoolVar(&f.Load, "load", false, "keep the image in the local store (short for --output=type=docker, and what happens without any)")
@@ -119,6 +124,7 @@ func newBuildFlags(cmd *cobra.Command) *buildFlags {
 	fl.StringVar(&f.Sandbox, "sandbox", "auto", "what runs RUN steps: auto or gvisor ('kiln info' shows what auto takes)")
 	fl.StringArrayVar(&f.Insecure, "insecure-registry", nil, insecureHelp)
 	fl.StringVar(&f.Compression, "compression", "gzip", "compression of new layers: gzip or zstd")
+	fl.StringVar(&f.StoreLimit, "store-limit", "", "how large the store may be after the build, 20GB, 60% of its disk or none (default $KILN_STORE_LIMIT, or 80% up to 100GB, with 20% of the disk free)")
 	fl.StringVar(&f.Root, "root", "", "directory of the local store (default $KILN_ROOT, or kiln in the user's data directory)")
 	fl.StringVar(&f.Print, "print", "", "print instead of building: plan")
 	fl.StringVar(&f.Call, "call", "build", "ask about the Dockerfile instead of building: check, outline, targets[,format=json]")
@@ -191,8 +197,10 @@ func (f *buildFlags) check(cmd *cobra.Command) error {
 }
 
 func (f *buildFlags) checkLists(cmd *cobra.Command) error {
-	if _, _, err := f.caches(); err != nil {
-		return err
+	for _, c := range [][2][]string{{f.CacheFrom, f.CacheTo}, {f.MountsFrom, f.MountsTo}} {
+		if _, _, err := caches(c[0], c[1]); err != nil {
+			return err
+		}
 	}
 	for _, t := range f.Tags {
 		if _, err := taggable(t); err != nil {
@@ -234,15 +242,15 @@ func filesAlone(output string) bool {
 }
 
 // caches are those that are to be read and written.
-func (f *buildFlags) caches() (from, to []cache.Spec, err error) {
-	for _, s := range f.CacheFrom {
+func caches(froms, tos []string) (from, to []cache.Spec, err error) {
+	for _, s := range froms {
 		specs, err := cache.ParseFrom(s)
 		if err != nil {
 			return nil, nil, err
 		}
 		from = append(from, specs...)
 	}
-	for _, s := range f.CacheTo {
+	for _, s := range tos {
 		spec, err := cache.ParseTo(s)
 		if err != nil {
 			return nil, nil, err

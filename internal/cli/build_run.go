@@ -30,7 +30,7 @@ func (a *App) build(ctx context.Context, f *buildFlags) error {
 	if err != nil {
 		return err
 	}
-	env, err := a.Env(f.Root, append(req.InsecureHosts(), f.Insecure...))
+	env, err := a.Env(f.Root, f.StoreLimit, append(req.InsecureHosts(), f.Insecure...))
 	if err != nil {
 		return err
 	}
@@ -159,7 +159,10 @@ func (a *App) request(f *buildFlags) (build.Request, error) {
 		}
 		req.Annotations = append(req.Annotations, as...)
 	}
-	if req.CacheFrom, req.CacheTo, err = f.caches(); err != nil {
+	if req.CacheFrom, req.CacheTo, err = caches(f.CacheFrom, f.CacheTo); err != nil {
+		return req, err
+	}
+	if req.MountsFrom, req.MountsTo, err = caches(f.MountsFrom, f.MountsTo); err != nil {
 		return req, err
 	}
 	req.Outputs, err = f.outputs()

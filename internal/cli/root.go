@@ -99,7 +99,7 @@ func newRootCommand(app *App) *cobra.Command {
 	}
 	add(groupBuild, newBuildCommand(app), newPushCommand(app), newPullCommand(app), newLoginCommand(app), newLogoutCommand(app), buildctl.New(&app.Console))
 	add(groupImages, newImagesCommand(app), newTagCommand(app), newRmiCommand(app), newInspectCommand(app),
-		newHistoryCommand(app), newSaveCommand(app), newLoadCommand(app), newPruneCommand(app))
+		newHistoryCommand(app), newSaveCommand(app), newLoadCommand(app), newDuCommand(app), newPruneCommand(app))
 	add(groupMachine, newInfoCommand(app), newRegistryCommand(app), newBuildkitdCommand(app), newVersionCommand(app), newCompletionCommand(app))
 	root.SetHelpCommandGroupID(groupMachine)
 	return root

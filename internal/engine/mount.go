@@ -299,17 +299,39 @@ func (r *run) takeCache(ctx context.Context, op *Op, k cachemount.Key, sharing c
 		}
 		in.Layers = []image.Layer{l}
 	}
+	if err := r.importCache(ctx, caches, k, in.Layers); err != nil {
+		return nil, fmt.Errorf("import cache mount %q: %w", k.ID, err)
+	}
 	c, err := caches.Acquire(ctx, k, sharing, in.Layers, func() {
 		r.Progress.Note(fmt.Sprintf("cache mount %q is locked by another step: waiting for it", k.ID))
 	})
 	if err != nil {
 		return nil, fmt.Errorf("take cache mount %q: %w", k.ID, err)
 	}
+	if r.Mounts != nil {
+		r.Mounts.Used(c.Key)
+	}
 	if _, err := r.Tree(ctx, Result{Layers: c.Layers}); err != nil { // fetches what is not there
 		c.Release()
 		return nil, err
 	}
 	return &heldCache{Mount: c, volume: r.volume(c.Layers)}, nil
+}
+
+// importCache gets a cache mount that the store does not have from elsewhere.
+func (r *run) importCache(ctx context.Context, caches *cachemount.Store, k cachemount.Key, base []image.Layer) error {
+	if r.Mounts == nil {
+		return nil
+	}
+	have, err := caches.Own(k)
+	if have != nil || err != nil {
+		return err
+	}
+	own, err := r.Mounts.Import(ctx, k)
+	if own == nil || err != nil {
+		return err
+	}
+	return caches.Import(ctx, k, base, own)
 }
 
 // keepCaches keeps what a step has changed in its cache mounts.

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sync/semaphore"
 
 	"github.com/kiln-build/kiln/internal/cache"
+	"github.com/kiln-build/kiln/internal/cachemount"
 	"github.com/kiln-build/kiln/internal/image"
 	"github.com/kiln-build/kiln/internal/layer"
 	"github.com/kiln-build/kiln/internal/progress"
@@ -42,6 +43,9 @@ type Config struct {
 	// though a record says so. May be nil.
 	Lost func(image.Layer) bool
 
+	// Mounts brings cache mounts from elsewhere. May be nil.
+	Mounts Mounts
+
 	// Secrets and SSH serve steps and sources that ask for them; nil: there are none.
 	Secrets remote.Secrets
 	SSH     remote.SSH
@@ -52,6 +56,15 @@ type Config struct {
 	Progress   *progress.Recorder
 	// Parallel bounds the RUN steps that run at the same time; 0: as many as there are CPUs, two at least.
 	Parallel int
+}
+
+// Mounts brings cache mounts from elsewhere, and takes them there. Safe for concurrent use.
+type Mounts interface {
+	// Import returns the layers of a mount that the store does not have, on top of what
+	// it begins with. They are in the store. Nil: there is none.
+	Import(ctx context.Context, k cachemount.Key) ([]image.Layer, error)
+	// Used is told of a mount that a step takes.
+	Used(k cachemount.Key)
 }
 
 // Solver computes the graphs of one build. What one Solve has opened or done is there

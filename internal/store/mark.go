@@ -33,6 +33,29 @@ const maxDocument = 8 << 20
 
 // blobMentions returns what the blob at path needs, if it is a JSON document.
 func blobMentions(path string, size int64) []string {
+	f := openDocument(path, size)
+	if f == nil {
+		return nil
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, maxDocument))
+	if err != nil {
+		return nil
+	}
+	return mentions(b)
+}
+
+// isDocument reports whether the blob at path looks like a JSON document.
+func isDocument(path string, size int64) bool {
+	f := openDocument(path, size)
+	if f != nil {
+		f.Close()
+	}
+	return f != nil
+}
+
+// openDocument opens a blob if it looks like a JSON document; nil if not.
+func openDocument(path string, size int64) *os.File {
 	if size > maxDocument {
 		return nil
 	}
@@ -40,26 +63,20 @@ func blobMentions(path string, size int64) []string {
 	if err != nil {
 		return nil
 	}
-	defer f.Close()
 	first := make([]byte, 64)
-	n, err := io.ReadFull(f, first)
-	if err != nil && err != io.ErrUnexpectedEOF {
+	n, err := f.ReadAt(first, 0)
+	if err != nil && err != io.EOF || !bytes.HasPrefix(bytes.TrimLeft(first[:n], " \t\r\n"), []byte("{")) {
+		f.Close()
 		return nil
 	}
-	if first = first[:n]; !bytes.HasPrefix(bytes.TrimLeft(first, " \t\r\n"), []byte("{")) {
-		return nil
-	}
-	rest, err := io.ReadAll(io.LimitReader(f, maxDocument))
-	if err != nil {
-		return nil
-	}
-	return mentions(append(first, rest...))
+	return f
 }
 
 // object is one file of the store, as a Prune saw it first.
 type object struct {
 	path   string
 	info   fs.FileInfo
+	digest string // of a blob or layer
 	marked bool
 }
 
@@ -76,7 +93,8 @@ func (s *Store) inventory() (*inventory, error) {
 	inv := &inventory{blobs: map[string]*object{}, layers: map[string]*object{}, links: map[string][]*object{}}
 	for dir, into := range map[string]map[string]*object{dirBlobs: inv.blobs, dirLayers: inv.layers} {
 		err := eachFile(s.path(dir), func(p string, fi fs.FileInfo) error {
-			into[filepath.Base(filepath.Dir(p))+":"+filepath.Base(p)] = &object{path: p, info: fi}
+			d := filepath.Base(filepath.Dir(p)) + ":" + filepath.Base(p)
+			into[d] = &object{path: p, info: fi, digest: d}
 			return nil
 		})
 		if err != nil {
@@ -114,7 +132,20 @@ func (m *marking) add(o *object) bool {
 
 func (m marking) bytes() (n int64) {
 	for _, o := range m {
-		n += o.info.Size()
+		n += allocated(o.info)
+	}
+	return n
+}
+
+// bytes is what all of it takes on disk.
+func (inv *inventory) bytes() (n int64) {
+	for _, objs := range []map[string]*object{inv.blobs, inv.layers} {
+		for _, o := range objs {
+			n += allocated(o.info)
+		}
+	}
+	for _, o := range inv.records {
+		n += allocated(o.info)
 	}
 	return n
 }
@@ -156,6 +187,15 @@ func (inv *inventory) mark(m *marking, digests ...string) {
 func (inv *inventory) markRecord(m *marking, o *object) {
 	m.add(o)
 	inv.mark(m, recordMentions(o)...)
+}
+
+// record describes an object that is a record. One that cannot be read has no key.
+func (o *object) record() Record {
+	key, b, err := readRecord(o.path)
+	if err != nil {
+		b = nil
+	}
+	return Record{Kind: filepath.Base(filepath.Dir(o.path)), Key: key, Used: o.used(), Mentions: mentions(b), Body: b}
 }
 
 func recordMentions(o *object) []string {

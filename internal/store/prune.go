@@ -14,26 +14,67 @@ import (
 )
 
 // PruneOptions says what a Prune keeps besides tagged images and what running
-// builds may use.
+// builds may use. Sizes are bytes on disk. The zero value keeps nothing.
 type PruneOptions struct {
 	// KeepFor spares records that were used within this time, and what they
-	// mention. 0 spares none, unless KeepSize is set.
+	// mention. 0 spares none, unless there is a Limit.
 	KeepFor time.Duration
-	// KeepSize spares records, the last used first, with what they mention,
-	// as long as the whole store is not larger. With KeepFor both must
-	// hold. What tags and running builds need stays even if it is more.
-	KeepSize int64
+	// Limit spares records, the last used first, with what they mention, as
+	// long as the store keeps to it. With KeepFor both must hold. What tags and
+	// running builds need stays even if it is more.
+	Limit
+	// Only says which records may go at all, with what only they mention; nil: all.
+	Only func(Record) bool
+	// Keep are blobs and layers that stay, with what they need.
+	Keep []string
 	// DryRun only reports.
 	DryRun bool
+}
+
+// Limit is how large a store may become. The zero value says nothing.
+type Limit struct {
+	MaxUsed  int64 // the store is not to be larger; 0: it may be
+	MinFree  int64 // so much of its disk is to be free
+	Reserved int64 // but so much it may have in any case
+}
+
+// IsZero reports whether the limit says nothing.
+func (l Limit) IsZero() bool { return l == Limit{} }
+
+// bytes is how large a store may be that has total bytes now, on a disk of which
+// free are free.
+func (l Limit) bytes(total, free int64) int64 {
+	keep := l.MaxUsed
+	if short := l.MinFree - free; l.MinFree > 0 && short > 0 {
+		if keep == 0 || total-short < keep {
+			keep = max(total-short, 1)
+		}
+	} else if l.MinFree > 0 && keep == 0 {
+		keep = total
+	}
+	return max(keep, l.Reserved)
+}
+
+// Record describes a record.
+type Record struct {
+	Kind, Key string
+	Used      time.Time
+	Mentions  []string // digests that are written in it
+	Body      []byte
 }
 
 // PruneReport says what was removed, or would be.
 type PruneReport struct {
 	Blobs, Layers, Records, Temp int
 	Bytes                        int64
+	// Gone are the digests of the blobs and the diff IDs of the layers that were removed.
+	Gone map[string]bool
 	// InUse is what only a running build keeps.
 	InUse int64
 }
+
+// pruneLock is the name of the lock that one who prunes holds.
+const pruneLock = "kiln prune"
 
 // useSlack covers clocks that disagree: this process's and a file server's.
 const useSlack = 10 * time.Second
@@ -42,12 +83,17 @@ const useSlack = 10 * time.Second
 // found or made since their Use is spared, and their store operations wait
 // for moments only.
 func (s *Store) Prune(ctx context.Context, opt PruneOptions) (PruneReport, error) {
-	unlock, err := s.Lock(ctx, "kiln prune")
+	unlock, err := s.Lock(ctx, pruneLock)
 	if err != nil {
 		return PruneReport{}, err
 	}
 	defer unlock()
-	var rep PruneReport
+	return s.prune(ctx, opt)
+}
+
+// prune is Prune, by the one who has the lock.
+func (s *Store) prune(ctx context.Context, opt PruneOptions) (PruneReport, error) {
+	rep := PruneReport{Gone: map[string]bool{}}
 	if !opt.DryRun {
 		n, size := s.sweepTemp()
 		rep.Temp, rep.Bytes = n, size
@@ -68,7 +114,14 @@ func (s *Store) Prune(ctx context.Context, opt PruneOptions) (PruneReport, error
 		// What names others before what is named.
 		{&rep.Records, inv.records}, {&rep.Layers, values(inv.layers)}, {&rep.Blobs, values(inv.blobs)},
 	} {
-		if err := s.sweep(ctx, part.objs, opt.DryRun, part.n, &rep.Bytes); err != nil {
+		gone := func(o *object) {
+			*part.n++
+			rep.Bytes += allocated(o.info)
+			if o.digest != "" {
+				rep.Gone[o.digest] = true
+			}
+		}
+		if err := s.sweep(ctx, part.objs, opt.DryRun, gone); err != nil {
 			return rep, fmt.Errorf("prune store: %w", err)
 		}
 	}
@@ -97,35 +150,55 @@ func (s *Store) markRoots(inv *inventory, opt PruneOptions, rep *PruneReport) er
 	for _, t := range tags {
 		inv.mark(&m, string(t.Descriptor.Digest))
 	}
+	inv.mark(&m, opt.Keep...)
 	total := m.bytes()
 	if !oldest.IsZero() {
-		rep.InUse = inv.markUsed(oldest.Add(-useSlack))
+		rep.InUse = inv.markUsed(oldest.Add(-useSlack)).bytes()
 		total += rep.InUse
 	}
-	if opt.KeepFor <= 0 && opt.KeepSize <= 0 {
+	var candidates []*object
+	for _, o := range inv.records {
+		switch {
+		case o.marked || o.isLink():
+		case opt.Only != nil && !opt.Only(o.record()):
+			var m marking
+			inv.markRecord(&m, o)
+			total += m.bytes()
+		default:
+			candidates = append(candidates, o)
+		}
+	}
+	if opt.KeepFor <= 0 && opt.IsZero() {
 		return nil
 	}
-	sort.Slice(inv.records, func(i, j int) bool { return inv.records[i].used().After(inv.records[j].used()) })
-	now := time.Now()
-	for _, o := range inv.records {
-		if o.marked || o.isLink() {
-			continue
-		}
-		if opt.KeepFor > 0 && now.Sub(o.used()) > opt.KeepFor {
-			break
-		}
-		var m marking
-		inv.markRecord(&m, o)
-		if total += m.bytes(); opt.KeepSize > 0 && total > opt.KeepSize {
-			m.undo()
-			break
-		}
+	free, err := s.free()
+	if err != nil {
+		return err
 	}
+	inv.markLastUsed(candidates, total, opt.bytes(inv.bytes(), free), opt)
 	return nil
 }
 
+// markLastUsed marks the records that were used last, as long as they are not too old
+// and, with a limit, all that is marked is no more than that; total is what is already.
+func (inv *inventory) markLastUsed(records []*object, total, limit int64, opt PruneOptions) {
+	sort.Slice(records, func(i, j int) bool { return records[i].used().After(records[j].used()) })
+	now := time.Now()
+	for _, o := range records {
+		if opt.KeepFor > 0 && now.Sub(o.used()) > opt.KeepFor {
+			return
+		}
+		var m marking
+		inv.markRecord(&m, o)
+		if total += m.bytes(); !opt.IsZero() && total > limit {
+			m.undo()
+			return
+		}
+	}
+}
+
 // markUsed marks what was used since a time, with all that it needs.
-func (inv *inventory) markUsed(since time.Time) int64 {
+func (inv *inventory) markUsed(since time.Time) marking {
 	var m marking
 	for _, objs := range []map[string]*object{inv.blobs, inv.layers} {
 		for d, o := range objs {
@@ -139,14 +212,14 @@ func (inv *inventory) markUsed(since time.Time) int64 {
 			inv.markRecord(&m, o)
 		}
 	}
-	return m.bytes()
+	return m
 }
 
 // sweepBatch bounds how long builds may have to wait for the gate.
 const sweepBatch = 64
 
 // sweep removes what is not marked and was not used since the inventory.
-func (s *Store) sweep(ctx context.Context, objs []*object, dry bool, n *int, bytes *int64) error {
+func (s *Store) sweep(ctx context.Context, objs []*object, dry bool, out func(*object)) error {
 	var dead []*object
 	for _, o := range objs {
 		if !o.marked {
@@ -161,8 +234,7 @@ func (s *Store) sweep(ctx context.Context, objs []*object, dry bool, n *int, byt
 		dead = dead[len(batch):]
 		gone := make([]string, 0, len(batch))
 		if err := s.sweepOut(batch, dry, func(o *object, to string) {
-			*n++
-			*bytes += o.info.Size()
+			out(o)
 			gone = append(gone, to)
 		}); err != nil {
 			return err

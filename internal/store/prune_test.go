@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -54,7 +55,7 @@ func TestPruneFollowsTags(t *testing.T) {
 		t.Fatal("a dry run has removed something")
 	}
 	rep := must(s.Prune(ctx, PruneOptions{}))(t)
-	if rep != dry || rep.Blobs != 4 || rep.Layers != 1 || rep.Bytes == 0 {
+	if !reflect.DeepEqual(rep, dry) || len(rep.Gone) != 5 || rep.Blobs != 4 || rep.Layers != 1 || rep.Bytes == 0 {
 		t.Fatalf("pruned %+v, announced %+v", rep, dry)
 	}
 	if there(s, keptBlobs...) != 4 || !s.HasLayer(keptLayer) {
@@ -98,10 +99,10 @@ func TestPruneRecords(t *testing.T) {
 		want int
 	}{
 		{PruneOptions{KeepFor: 1000 * time.Hour}, 4},
-		{PruneOptions{KeepSize: 1 << 30}, 4},
+		{PruneOptions{Limit: Limit{MaxUsed: 1 << 30}}, 4},
 		{PruneOptions{KeepFor: 60 * time.Hour}, 3},
-		{PruneOptions{KeepFor: 60 * time.Hour, KeepSize: 250_000}, 2},
-		{PruneOptions{KeepSize: 150_000}, 1},
+		{PruneOptions{KeepFor: 60 * time.Hour, Limit: Limit{MaxUsed: 250_000}}, 2},
+		{PruneOptions{Limit: Limit{MaxUsed: 150_000}}, 1},
 		{PruneOptions{}, 0},
 	} {
 		must(s.Prune(ctx, c.opt))(t)
@@ -181,8 +182,8 @@ func TestTagDuringPrune(t *testing.T) {
 	if err := s.SetTag("late", d); err != nil {
 		t.Fatal(err)
 	}
-	n, bytes := 0, int64(0)
-	if err := s.sweep(context.Background(), append(values(inv.blobs), values(inv.layers)...), false, &n, &bytes); err != nil {
+	n := 0
+	if err := s.sweep(context.Background(), append(values(inv.blobs), values(inv.layers)...), false, func(*object) { n++ }); err != nil {
 		t.Fatal(err)
 	}
 	if n != 0 || there(s, blobs...) != 4 || !s.HasLayer(layer) {
@@ -200,8 +201,8 @@ func TestUseDuringPrune(t *testing.T) {
 	build := must(Open(s.Root()))(t)
 	defer must(build.Use(context.Background()))(t)()
 	must(build.StatBlob(d))(t)
-	n, bytes := 0, int64(0)
-	if err := s.sweep(context.Background(), values(inv.blobs), false, &n, &bytes); err != nil {
+	n := 0
+	if err := s.sweep(context.Background(), values(inv.blobs), false, func(*object) { n++ }); err != nil {
 		t.Fatal(err)
 	}
 	if n != 1 || there(s, d) != 1 || there(s, lost) != 0 {

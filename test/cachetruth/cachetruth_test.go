@@ -384,7 +384,7 @@ func (c *oneCase) damage(w way) {
 	if w.store != "" && chance(c.r, 50) {
 		st, err := store.Open(w.store)
 		if err == nil {
-			_, err = st.Prune(context.Background(), store.PruneOptions{KeepSize: int64(c.r.IntN(100_000) + 1)})
+			_, err = st.Prune(context.Background(), store.PruneOptions{Limit: store.Limit{MaxUsed: int64(c.r.IntN(100_000) + 1)}})
 		}
 		if err != nil {
 			c.t.Error(err)

@@ -122,8 +122,12 @@ func (g *generator) instr(i int, withRun bool) string {
 	return pick(g.r, kinds...)(i)
 }
 
-// made notes that stage i has a path now.
-func (g *generator) made(i int, p string) { g.paths[i] = append(g.paths[i], path.Clean("/"+p)) }
+// made notes that stage i has a path now. The root is none: /proc is never the same twice.
+func (g *generator) made(i int, p string) {
+	if p = path.Clean("/" + p); p != "/" {
+		g.paths[i] = append(g.paths[i], p)
+	}
+}
 
 // known is a path of stage i, of which there may be none in the end.
 func (g *generator) known(i int) string {
@@ -184,9 +188,6 @@ func (g *generator) copyFrom(i int) string {
 	n := g.r.IntN(i)
 	dest := g.name("/f")
 	src := g.known(n)
-	if src == "/" {
-		src = "/etc"
-	}
 	g.made(i, dest)
 	return "COPY --from=" + stageName(n) + g.flags(i) + " " + src + " " + dest
 }

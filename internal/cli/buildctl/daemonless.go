@@ -84,7 +84,7 @@ func (s *server) env(req *build.Request, certs map[string]registry.Certs) (build
 	}
 	o := registry.Options{Insecure: req.InsecureHosts(), Certs: certs}
 	c.Registries(&o)
-	env, err := s.EnvWith(console.BelowRoot(f.Root), o)
+	env, err := s.EnvWith(console.BelowRoot(f.Root), "", o)
 	env.Parallel = c.Worker.OCI.Parallelism
 	return env, err
 }

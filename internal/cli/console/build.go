@@ -1,6 +1,7 @@
 package console
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -14,14 +15,18 @@ import (
 )
 
 // Env is what builds work with, but for Progress: the store that root or else the environment
-// names, and registries of which the hosts in insecure may be spoken to without TLS.
-func (c *Console) Env(root string, insecure []string) (build.Env, error) {
-	return c.EnvWith(root, registry.Options{Insecure: insecure})
+// names, with its limit, and registries of which the hosts in insecure may be spoken to without TLS.
+func (c *Console) Env(root, limit string, insecure []string) (build.Env, error) {
+	return c.EnvWith(root, limit, registry.Options{Insecure: insecure})
 }
 
 // EnvWith is Env for who has more to say of registries.
-func (c *Console) EnvWith(root string, o registry.Options) (build.Env, error) {
+func (c *Console) EnvWith(root, limit string, o registry.Options) (build.Env, error) {
 	st, err := c.OpenStore(root)
+	if err != nil {
+		return build.Env{}, err
+	}
+	most, err := st.ParseLimit(cmp.Or(limit, c.Getenv("KILN_STORE_LIMIT")))
 	if err != nil {
 		return build.Env{}, err
 	}
@@ -29,7 +34,7 @@ func (c *Console) EnvWith(root string, o registry.Options) (build.Env, error) {
 	if err != nil {
 		return build.Env{}, err
 	}
-	return build.Env{Store: st, Registry: reg, Sandbox: gvisor.New(gvisor.Options{}), Stdout: c.Out, Environ: os.Environ()}, nil
+	return build.Env{Store: st, Registry: reg, Sandbox: gvisor.New(gvisor.Options{}), Stdout: c.Out, Environ: os.Environ(), Limit: most}, nil
 }
 
 // WriteMetadata writes what is known of a result to a file, as buildx does. Warnings are left out if
