@@ -5,7 +5,6 @@ import (
 	"encoding/csv"
 	"encoding/hex"
 	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/containerd/platforms"
@@ -54,7 +53,7 @@ func newBuildFlags(cmd *cobra.Command) *buildFlags {
 	fl.BoolVar(&f.NoCache, "no-cache", false, "run every step, use no cached result")
 	fl.StringArrayVar(&f.Secrets, "secret", nil, "secret for steps that mount it, id=ID[,src=FILE|,env=VARIABLE]")
 	fl.StringArrayVar(&f.SSH, "ssh", nil, "SSH agent for steps that mount it, default|ID[=SOCKET|KEYFILE[,KEYFILE]]")
-	fl.StringArrayVar(&f.Allow, "allow", nil, "accepted: network.host needs no permission, security.insecure cannot be had")
+	fl.StringArrayVar(&f.Allow, "allow", nil, "permissions that a server is asked for, network.host or security.insecure; without one nothing needs network.host, and the other cannot be had")
 	fl.StringArrayVar(&f.CacheTo, "export-cache", nil, "cache to write, such as type=registry,ref=REF")
 	fl.StringArrayVar(&f.CacheFrom, "import-cache", nil, "cache to read, such as type=registry,ref=REF")
 	fl.StringArrayVar(&f.AuthTLS, "registry-auth-tlscontext", nil, "certificates for a registry, host=HOST[,ca=FILE][,cert=FILE,key=FILE]")
@@ -154,9 +153,6 @@ func (f *buildFlags) caches(req *build.Request) error {
 			return err
 		}
 		req.CacheTo = append(req.CacheTo, spec)
-	}
-	if inline, _ := strconv.ParseBool(req.BuildArgs["BUILDKIT_INLINE_CACHE"]); inline {
-		req.CacheTo = append(req.CacheTo, cache.Spec{Type: cache.Inline, Mode: cache.Min})
 	}
 	return nil
 }
