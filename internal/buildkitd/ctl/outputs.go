@@ -6,11 +6,13 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 
 	controlapi "github.com/moby/buildkit/api/services/control"
 	"github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/session/filesync"
+	"golang.org/x/term"
 
 	"github.com/kiln-build/kiln/internal/diag"
 )
@@ -67,6 +69,11 @@ func (r *Request) outputs(req *controlapi.SolveRequest) (*outputs, error) {
 					WithHint("Have an archive written, and unpack it: type=%s,dest=FILE.", e.Type)
 			}
 			f := &file{dest: dest, stdout: r.Stdout}
+			if f.toStdout() {
+				if err := o.claimStdout(r.Stdout, e.Type); err != nil {
+					return nil, err
+				}
+			}
 			o.files = append(o.files, f)
 			o.targets = append(o.targets, filesync.WithFSSync(i, f.open))
 		default:
@@ -83,6 +90,18 @@ func (r *Request) outputs(req *controlapi.SolveRequest) (*outputs, error) {
 	return o, nil
 }
 
+// claimStdout refuses what would make standard output unreadable.
+func (o *outputs) claimStdout(w io.Writer, kind string) error {
+	if slices.ContainsFunc(o.files, (*file).toStdout) {
+		return diag.New(diag.ExitUsage, "only one output can go to standard output")
+	}
+	if f, ok := w.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
+		return diag.New(diag.ExitUsage, "--output type=%s would write an archive to the terminal", kind).
+			WithHint("Name a file with dest=FILE, or redirect standard output.")
+	}
+	return nil
+}
+
 // file is an archive that the server sends. It appears when the build has succeeded.
 type file struct {
 	dest   string // empty or "-": standard output
@@ -90,9 +109,11 @@ type file struct {
 	tmp    string // what is written meanwhile; empty: dest itself, which is no regular file
 }
 
+func (f *file) toStdout() bool { return f.dest == "" || f.dest == "-" }
+
 // open is a filesync.FileOutputFunc.
 func (f *file) open(map[string]string) (io.WriteCloser, error) {
-	if f.dest == "" || f.dest == "-" {
+	if f.toStdout() {
 		return stays{f.stdout}, nil
 	}
 	fi, err := os.Stat(f.dest)
