@@ -63,6 +63,18 @@ func (r *running) useCaches(imports []*gatewayapi.CacheOptionsEntry) error {
 	return r.build.UseCaches(from...)
 }
 
+// cachesOfArgs are those that an old client names in the front end's attribute cache-from: references of images. New
+// ones say the same in the request, too.
+func cachesOfArgs(attrs map[string]string) (imports []*gatewayapi.CacheOptionsEntry) {
+	if attrs["cache-imports"] != "" {
+		return nil
+	}
+	for _, ref := range strings.FieldsFunc(attrs["cache-from"], func(r rune) bool { return r == ',' }) {
+		imports = append(imports, &gatewayapi.CacheOptionsEntry{Type: "registry", Attrs: map[string]string{"ref": ref}})
+	}
+	return imports
+}
+
 // cacheAttrs are the attributes of a cache in Kiln's words, and its registry if that may be spoken to
 // in the clear.
 func cacheAttrs(kind string, attrs map[string]string) (kv map[string]string, insecure []string) {

@@ -255,6 +255,9 @@ func (r *running) frontend(ctx context.Context, req request) (*frontend.Result, 
 	default:
 		return nil, status.Errorf(codes.InvalidArgument, "invalid frontend: %s", req.Frontend)
 	}
+	if err := r.useCaches(cachesOfArgs(attrs)); err != nil {
+		return nil, err
+	}
 	return r.build.Frontend(ctx, frontend.Input{Attrs: attrs, Inputs: req.Inputs, SessionID: r.session, Contexts: r.peer})
 }
 

@@ -21,3 +21,13 @@ func TestEpochOfArgs(t *testing.T) {
 		}
 	}
 }
+
+func TestCachesOfArgs(t *testing.T) {
+	got := cachesOfArgs(map[string]string{"cache-from": "a,localhost:5000/b:c"})
+	if len(got) != 2 || got[0].Type != "registry" || got[1].Attrs["ref"] != "localhost:5000/b:c" {
+		t.Errorf("got %v", got)
+	}
+	if got := cachesOfArgs(map[string]string{"cache-from": "a", "cache-imports": "[]"}); len(got) > 0 {
+		t.Errorf("with cache-imports: %v", got)
+	}
+}
