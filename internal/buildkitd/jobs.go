@@ -12,7 +12,7 @@ import (
 
 // waitForJob is how long a client may be early: it asks for the status of a build, and for parts of
 // it, at the same time as for the build itself.
-const waitForJob = 3 * time.Second
+const waitForJob = 10 * time.Second
 
 // job is one build that runs.
 type job struct {
