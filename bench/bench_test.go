@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"io"
 	"net/http"
 	"os"
 	"os/exec"
@@ -75,11 +76,19 @@ func TestCounterCountsBodies(t *testing.T) {
 		t.Fatal(err)
 	}
 	resp.Body.Close()
-	if n := c.take(); n != 12345 {
+	if n, _ := c.take(); n != 12345 {
 		t.Errorf("%d bytes, want 12345", n)
 	}
-	if n := c.take(); n != 0 {
-		t.Errorf("%d bytes after taking", n)
+	if sent, got := c.take(); sent != 0 || got != 0 {
+		t.Errorf("%d and %d bytes after taking", sent, got)
+	}
+	if resp, err = http.Get("http://" + reg.Host + "/v2/a/tags/list"); err != nil {
+		t.Fatal(err)
+	}
+	body, err := io.ReadAll(resp.Body)
+	resp.Body.Close()
+	if _, got := c.take(); err != nil || got != int64(len(body)) || got == 0 {
+		t.Errorf("%d bytes of an answer of %d (%v)", got, len(body), err)
 	}
 }
 
@@ -92,5 +101,17 @@ func TestTable(t *testing.T) {
 	lines := strings.Split(strings.TrimSpace(b.String()), "\n")
 	if len(lines) != 3 || !strings.Contains(lines[1], "3.00") || !strings.Contains(lines[1], "0.75") {
 		t.Errorf("want a median of 3.00 and a ratio of 0.75:\n%s", b.String())
+	}
+}
+
+func TestWalls(t *testing.T) {
+	r := func(scenario string, wall float64) result {
+		return result{Workload: "W1", Scenario: scenario, Builder: "kiln", usage: usage{Wall: wall}}
+	}
+	var b strings.Builder
+	printWalls(&b, []result{r("cold", 9), r("registry", 2), r("unchanged", 1), r("cold", 7)})
+	lines := strings.Split(strings.TrimSpace(b.String()), "\n")
+	if len(lines) != 2 || strings.Join(strings.Fields(lines[1]), " ") != "W1 kiln 8.00 1.00 2.00 - - -" {
+		t.Errorf("got\n%s", b.String())
 	}
 }

@@ -11,13 +11,19 @@ import (
 	"github.com/kiln-build/kiln/test/testenv"
 )
 
+// job is one build: a context that is built and pushed.
+type job struct {
+	context, ref string
+	// cacheFrom and cacheTo name a cache in the registry; empty: none.
+	cacheFrom, cacheTo string
+}
+
 // builder builds one workload several times with what it keeps between builds.
 type builder interface {
 	name() string
 	// start makes the builder ready, with nothing cached.
 	start(ctx context.Context, dir, host string, g *cpuGroup) error
-	// build builds a context and pushes it.
-	build(ctx context.Context, contextDir, ref string) error
+	build(ctx context.Context, j job) error
 	// stop forgets everything.
 	stop() error
 }
@@ -69,15 +75,22 @@ func (k *kilnBuilder) start(_ context.Context, dir, host string, g *cpuGroup) er
 	return os.Chown(dir, nobody, nobody)
 }
 
-func (k *kilnBuilder) build(ctx context.Context, contextDir, ref string) error {
+func (k *kilnBuilder) build(ctx context.Context, j job) error {
 	bin := k.bin
 	if k.unpriv != "" {
 		bin = k.dir + "-kiln"
 	}
 	argv := []string{
 		bin, "build", "--root", filepath.Join(k.dir, "store"), "--progress", "plain", "--push",
-		"--insecure-registry", k.host, "--build-arg", "REGISTRY=" + k.host, "-t", ref, contextDir,
+		"--insecure-registry", k.host, "--build-arg", "REGISTRY=" + k.host, "-t", j.ref,
 	}
+	if j.cacheFrom != "" {
+		argv = append(argv, "--cache-from", j.cacheFrom)
+	}
+	if j.cacheTo != "" {
+		argv = append(argv, "--cache-to", "type=registry,mode=max,ref="+j.cacheTo)
+	}
+	argv = append(argv, j.context)
 	if k.unpriv != "" {
 		argv = append([]string{k.unpriv, "-ro", "-rw", k.dir, "-dir", k.dir, "--"}, argv...)
 	}
@@ -136,8 +149,15 @@ func (b *buildkit) start(ctx context.Context, dir, host string, g *cpuGroup) err
 	return nil
 }
 
-func (b *buildkit) build(ctx context.Context, contextDir, ref string) error {
-	out, err := b.daemon.Build(ctx, refbuild.Request{Context: contextDir, Ref: ref, Opts: []string{"build-arg:REGISTRY=" + b.host}})
+func (b *buildkit) build(ctx context.Context, j job) error {
+	r := refbuild.Request{Context: j.context, Ref: j.ref, Opts: []string{"build-arg:REGISTRY=" + b.host}}
+	if j.cacheFrom != "" {
+		r.CacheFrom = "type=registry,ref=" + j.cacheFrom
+	}
+	if j.cacheTo != "" {
+		r.CacheTo = "type=registry,mode=max,ref=" + j.cacheTo
+	}
+	out, err := b.daemon.Build(ctx, r)
 	if err != nil {
 		return fmt.Errorf("%w\n%s", err, tail([]byte(out), 4000))
 	}

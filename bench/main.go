@@ -3,10 +3,12 @@
 //
 //	go run ./bench [-n 3] [-oracle] [-json FILE] [-kiln FILE] [-privileged] [W1 W2 ...]
 //
-// Three scenarios, in this order in one store: cold (empty store, base images
-// in the registry), unchanged (the same again), changed (one file of the
-// context). Every run is a fresh store and a fresh registry on loopback; with
-// -n, medians are printed.
+// Six scenarios, in this order: in one store cold (empty, base images in the
+// registry), unchanged (the same again), changed (one file of the context), and export
+// (the unchanged again, and all its cache to the registry); then, in an empty store each and with
+// that cache, registry (the unchanged again) and reg-changed (one file of the context).
+// Every run is a fresh store and a fresh registry on loopback; with -n, medians
+// are printed, in a table of all that is counted, and in one of wall times side by side.
 //
 // What is counted: wall time of the command; user and system time of all its
 // processes, by a control group where one can be made (else what ended
@@ -16,7 +18,7 @@
 // but memory that processes share counts once for each of them (peak_pss,
 // sampled every 250 ms, shares it out); image size is the sum of the manifest's
 // compressed layers and config; bytes sent are those of request bodies at the
-// registry. BuildKit's daemon is one of its processes. The registry runs in the
+// registry, bytes received those of its answers. BuildKit's daemon is one of its processes. The registry runs in the
 // bench itself and is not counted. As root, Kiln runs as uid 65532 without any
 // capability, with docker's seccomp profile and a read-only view of the machine.
 package main
@@ -48,6 +50,7 @@ type result struct {
 	ImageBytes int64 `json:"image_bytes"`
 	Layers     int   `json:"layers"`
 	SentBytes  int64 `json:"sent_bytes"`
+	GotBytes   int64 `json:"received_bytes"`
 }
 
 func main() {
@@ -116,6 +119,8 @@ func (b *bench) main(ctx context.Context, kiln string, privileged, oracle, only 
 		}
 	}
 	printTable(os.Stdout, b.results)
+	fmt.Println()
+	printWalls(os.Stdout, b.results)
 	if jsonFile == "" {
 		return nil
 	}
@@ -153,15 +158,35 @@ func (b *bench) workload(ctx context.Context, w workloads.Workload) error {
 	return nil
 }
 
+// scenario is one of the builds of a workload, in their order.
+type scenario struct {
+	name     string
+	fresh    bool // in an empty store
+	again    bool // with the context as it was at first
+	change   bool // with one file of it changed
+	from, to bool // with the cache in the registry, or writing it
+}
+
+func scenarios() []scenario {
+	return []scenario{
+		{name: "cold"},
+		{name: "unchanged"},
+		{name: "changed", change: true},
+		{name: "export", again: true, to: true},
+		{name: "registry", fresh: true, from: true},
+		{name: "reg-changed", fresh: true, change: true, from: true},
+	}
+}
+
 func (b *bench) once(ctx context.Context, w workloads.Workload, bld builder, run int) (err error) {
 	dir := filepath.Join(b.work, fmt.Sprintf("%s-%s-%d", bld.name(), w.Name, run))
 	defer os.RemoveAll(dir)
-	context := filepath.Join(dir, "context")
-	if err := w.Write(context); err != nil {
+	contextDir := filepath.Join(dir, "context")
+	if err := w.Write(contextDir); err != nil {
 		return err
 	}
-	var sent counter
-	reg, err := testenv.StartRegistry("127.0.0.1:0", filepath.Join(dir, "registry"), sent.wrap)
+	var moved counter
+	reg, err := testenv.StartRegistry("127.0.0.1:0", filepath.Join(dir, "registry"), moved.wrap)
 	if err != nil {
 		return err
 	}
@@ -171,31 +196,58 @@ func (b *bench) once(ctx context.Context, w workloads.Workload, bld builder, run
 	}
 	g := newCPUGroup(fmt.Sprintf("kiln-bench-%d", os.Getpid()))
 	defer g.close()
-	if err := bld.start(ctx, filepath.Join(dir, bld.name()), reg.Host, g); err != nil {
+	start := func() error { return bld.start(ctx, filepath.Join(dir, bld.name()), reg.Host, g) }
+	if err := start(); err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, bld.stop()) }()
-	for _, scenario := range []string{"cold", "unchanged", "changed"} {
-		if scenario == "changed" {
-			if err := w.Change(context); err != nil {
+	for _, sc := range scenarios() {
+		if sc.fresh {
+			if err := errors.Join(bld.stop(), start()); err != nil {
 				return err
 			}
 		}
-		sent.take()
-		ref := reg.Host + "/bench/" + strings.ToLower(w.Name) + ":latest"
-		u, err := measure(ctx, g, func(ctx ctxT) error { return bld.build(ctx, context, ref) })
+		if sc.again {
+			if err := errors.Join(os.RemoveAll(contextDir), w.Write(contextDir)); err != nil {
+				return err
+			}
+		}
+		if sc.change {
+			if err := w.Change(contextDir); err != nil {
+				return err
+			}
+		}
+		r, err := b.measured(ctx, g, &moved, bld, w, sc, contextDir, reg.Host)
 		if err != nil {
-			return fmt.Errorf("%s: %w", scenario, err)
+			return fmt.Errorf("%s: %w", sc.name, err)
 		}
-		b.orphans.reap()
-		r := result{Workload: w.Name, Scenario: scenario, Builder: bld.name(), usage: u, SentBytes: sent.take()}
-		if r.ImageBytes, r.Layers, err = imageSize(ref); err != nil {
-			return err
-		}
-		fmt.Fprintf(b.log, "%s %-9s %-9s run %d: %.2f s\n", time.Now().Format(time.TimeOnly), bld.name(), scenario, run+1, u.Wall)
+		fmt.Fprintf(b.log, "%s %-9s %-11s run %d: %.2f s\n", time.Now().Format(time.TimeOnly), bld.name(), sc.name, run+1, r.Wall)
 		b.results = append(b.results, r)
 	}
 	return nil
+}
+
+// measured is one build.
+func (b *bench) measured(ctx context.Context, g *cpuGroup, moved *counter, bld builder, w workloads.Workload, sc scenario, contextDir, host string) (result, error) {
+	name := strings.ToLower(w.Name)
+	j := job{context: contextDir, ref: host + "/bench/" + name + ":latest"}
+	cache := host + "/cache/" + name + ":latest"
+	if sc.from {
+		j.cacheFrom = cache
+	}
+	if sc.to {
+		j.cacheTo = cache
+	}
+	moved.take()
+	u, err := measure(ctx, g, func(ctx ctxT) error { return bld.build(ctx, j) })
+	if err != nil {
+		return result{}, err
+	}
+	b.orphans.reap()
+	r := result{Workload: w.Name, Scenario: sc.name, Builder: bld.name(), usage: u}
+	r.SentBytes, r.GotBytes = moved.take()
+	r.ImageBytes, r.Layers, err = imageSize(j.ref)
+	return r, err
 }
 
 type ctxT = context.Context

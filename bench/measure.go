@@ -227,18 +227,32 @@ func measure(ctx context.Context, g *cpuGroup, f func(context.Context) error) (u
 	return u, err
 }
 
-// counter counts the bytes that clients send to a registry in request bodies.
-type counter struct{ n atomic.Int64 }
+// counter counts the bytes that clients send to a registry in request bodies, and
+// what they get in answers.
+type counter struct{ sent, got atomic.Int64 }
 
 func (c *counter) wrap(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		r.Body = &countedBody{ReadCloser: r.Body, c: c}
-		h.ServeHTTP(w, r)
+		h.ServeHTTP(&countedAnswer{ResponseWriter: w, c: c}, r)
 	})
 }
 
-// take returns the count and starts again at zero.
-func (c *counter) take() int64 { return c.n.Swap(0) }
+// take returns the counts and starts again at zero.
+func (c *counter) take() (sent, got int64) { return c.sent.Swap(0), c.got.Swap(0) }
+
+type countedAnswer struct {
+	http.ResponseWriter
+	c *counter
+}
+
+func (a *countedAnswer) Write(p []byte) (int, error) {
+	n, err := a.ResponseWriter.Write(p)
+	a.c.got.Add(int64(n))
+	return n, err
+}
+
+func (a *countedAnswer) Unwrap() http.ResponseWriter { return a.ResponseWriter }
 
 type countedBody struct {
 	io.ReadCloser
@@ -247,7 +261,7 @@ type countedBody struct {
 
 func (b *countedBody) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
-	b.c.n.Add(int64(n))
+	b.c.sent.Add(int64(n))
 	return n, err
 }
 

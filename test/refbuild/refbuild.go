@@ -168,6 +168,8 @@ type Request struct {
 	Target     string
 	Ref        string // pushed there
 	NoCache    bool
+	// CacheFrom and CacheTo are values of --import-cache and --export-cache; empty: none.
+	CacheFrom, CacheTo string
 	// Opts are the front end's: "build-arg:A=1", "label:a=b", "context:x=docker-image://…".
 	Opts []string
 	// Secrets, SSH and Allow are buildctl's options of these names.
@@ -192,6 +194,12 @@ func (d *Daemon) Build(ctx context.Context, r Request) (string, error) {
 	}
 	if r.NoCache {
 		args = append(args, "--no-cache")
+	}
+	if r.CacheFrom != "" {
+		args = append(args, "--import-cache", r.CacheFrom)
+	}
+	if r.CacheTo != "" {
+		args = append(args, "--export-cache", r.CacheTo)
 	}
 	for _, o := range r.Opts {
 		args = append(args, "--opt", o)
