@@ -93,7 +93,7 @@ func TestForbiddenModules(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, m := range []string{"k8s.io", "sigs.k8s.io", "github.com/aws/aws-sdk-go", "github.com/aws/aws-sdk-go-v2", "github.com/Azure/azure-sdk-for-go", "cloud.google.com/go", "github.com/docker/docker"} {
+	for _, m := range []string{"k8s.io", "sigs.k8s.io", "github.com/aws/aws-sdk-go", "github.com/aws/aws-sdk-go-v2/service/ecr", "github.com/aws/aws-sdk-go-v2/service/s3", "github.com/Azure/azure-sdk-for-go", "cloud.google.com/go", "github.com/docker/docker"} {
 		if !strings.Contains(string(rules), fmt.Sprintf("{%q, ", m)) {
 			t.Errorf("internal/layering_test.go does not forbid %s", m)
 		}
