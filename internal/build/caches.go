@@ -100,6 +100,15 @@ func (c *caches) directory(sp cache.Spec, opt remote.Options) (*remote.Cache, er
 	return remote.New(d, c.images, opt), nil
 }
 
+// doubt tells the caches that a layer could not be had.
+func (c *caches) doubt(l image.Layer) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, o := range c.open {
+		o.Doubt(l)
+	}
+}
+
 func (c *caches) close() error {
 	var errs []error
 	for _, o := range c.open {
@@ -280,9 +289,7 @@ func (b *Build) again(ctx context.Context, f func() error) error {
 		if !engine.Rebuildable(err) || !errors.As(err, &e) || ctx.Err() != nil || !b.lost.note(e.Layer) {
 			return err
 		}
-		for _, c := range b.caches.open {
-			c.Doubt(e.Layer)
-		}
+		b.caches.doubt(e.Layer)
 		from := "the store"
 		if e.Layer.Origin != "" {
 			from = strings.TrimPrefix(e.Layer.Origin, remote.DirectoryOrigin)

@@ -1,6 +1,7 @@
 package build_test
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -298,6 +299,7 @@ func TestBrokenCaches(t *testing.T) {
 	runs(t)
 	dockerfile := "FROM BASE\nCOPY in /in\nRUN cat /in > /out\nRUN cat /out > /last\n"
 	changed := strings.Replace(dockerfile, "> /last", "> /last2", 1)
+	linked := "FROM BASE\nCOPY in /in\nCOPY --link in /out\nRUN cat /in > /last\n"
 	layerOf := func(w *world, ref string, n int) digest.Digest {
 		raw, _, err := w.env.Registry.Document(context.Background(), ref)
 		if err != nil {
@@ -314,16 +316,17 @@ func TestBrokenCaches(t *testing.T) {
 		broken func(w *world, ref string)
 		warns  string
 		needs  string // Dockerfile; empty: changed
+		first  string // Dockerfile that the cache is of; empty: dockerfile
 	}{
 		{"not there", func(w *world, _ string) {
 			w.reg.Fail(registrytest.Fault{Path: "/cache/manifests/", Status: 404})
-		}, "there is none yet", ""},
+		}, "there is none yet", "", ""},
 		{"forbidden", func(w *world, _ string) {
 			w.reg.Fail(registrytest.Fault{Path: "/cache/manifests/", Status: 403})
-		}, "403", ""},
+		}, "403", "", ""},
 		{"garbage", func(w *world, _ string) {
 			w.reg.Fail(registrytest.Fault{Path: "/cache/manifests/", Status: 200, Body: "{]"})
-		}, "not valid JSON", ""},
+		}, "not valid JSON", "", ""},
 		{"enormous", func(w *world, _ string) {
 			w.reg.Fail(registrytest.Fault{Path: "/cache/manifests/", Serve: func(rw http.ResponseWriter, _ *http.Request, _ http.Handler) {
 				for range 20 {
@@ -332,19 +335,19 @@ func TestBrokenCaches(t *testing.T) {
 					}
 				}
 			}})
-		}, "more than", ""},
+		}, "more than", "", ""},
 		{"records gone", func(w *world, _ string) {
 			w.reg.Fail(registrytest.Fault{Method: http.MethodGet, Path: "/cache/blobs/", Status: 404})
-		}, "404", ""},
+		}, "404", "", ""},
 		{"a layer gone", func(w *world, ref string) {
 			w.reg.Fail(registrytest.Fault{Path: "/blobs/" + layerOf(w, ref, 1).String(), Status: 404})
-		}, "404", ""},
+		}, "404", "", ""},
 		{"a layer damaged", func(w *world, ref string) {
 			w.reg.Fail(registrytest.Fault{Method: http.MethodGet, Path: "/blobs/" + layerOf(w, ref, 1).String(), Serve: func(rw http.ResponseWriter, r *http.Request, next http.Handler) {
 				rw.Header().Set("Content-Type", "application/octet-stream")
 				_, _ = io.WriteString(rw, strings.Repeat("x", 200))
 			}})
-		}, "is not used", ""},
+		}, "is not used", "", ""},
 		{"a layer gone that is only pushed", func(w *world, ref string) {
 			d := layerOf(w, ref, 1).String()
 			w.reg.Fail(registrytest.Fault{Method: http.MethodPost, Path: "/blobs/uploads/", Serve: func(rw http.ResponseWriter, r *http.Request, next http.Handler) {
@@ -354,20 +357,25 @@ func TestBrokenCaches(t *testing.T) {
 				next.ServeHTTP(rw, r)
 			}})
 			w.reg.Fail(registrytest.Fault{Method: http.MethodGet, Path: "/blobs/" + d, Status: 404})
-		}, "404", dockerfile},
+		}, "404", dockerfile, ""},
+		{"layers gone on top of one that was made", func(w *world, ref string) {
+			for n := range 3 {
+				w.reg.Fail(registrytest.Fault{Path: "/blobs/" + layerOf(w, ref, n).String(), Status: 404})
+			}
+		}, "404", strings.Replace(linked, "COPY in", "COPY --chmod=600 in", 1), linked},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			w := newWorld(t)
 			quiet(t)
 			ref := w.reg.Host() + "/cache:1"
-			req := w.cachedRequest(t, dockerfile)
+			req := w.cachedRequest(t, cmp.Or(c.first, dockerfile))
 			req.CacheTo = to(t, "type=registry,ref="+ref+",mode=max")
 			w.mustRun(req)
 			w.fresh()
 			c.broken(w, ref)
 			req.CacheFrom, req.CacheTo = from(t, ref), nil
 			req.Tags = []string{w.reg.Host() + "/elsewhere:1"}
-			put(t, w.dir, "Dockerfile", strings.ReplaceAll(map[bool]string{true: c.needs, false: changed}[c.needs != ""], " BASE", " "+w.base))
+			put(t, w.dir, "Dockerfile", strings.ReplaceAll(cmp.Or(c.needs, changed), " BASE", " "+w.base))
 			w.mustRun(req)
 			if got := w.events.warnings(); !strings.Contains(got, c.warns) {
 				t.Errorf("warned of %q, want %q", got, c.warns)

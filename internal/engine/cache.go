@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"errors"
+	"slices"
 
 	"github.com/opencontainers/go-digest"
 
@@ -50,6 +51,19 @@ func (r *run) lookupOne(ctx context.Context, key digest.Digest) (*cache.Record, 
 		}
 	}
 	return nil, nil
+}
+
+// finished is what this build has made of an operation; nil if it has not, or if a layer
+// below that it took from a cache has turned out to be lost since.
+func (r *run) finished(key digest.Digest) []cache.Record {
+	recs := slices.Clone(r.flights.finished(key))
+	for i := range recs {
+		recs[i].Layers = slices.Clone(recs[i].Layers)
+		if !r.usable(&recs[i]) {
+			return nil
+		}
+	}
+	return recs
 }
 
 // usable reports whether all layers of a record can be had. Those of images that

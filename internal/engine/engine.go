@@ -229,9 +229,8 @@ func (r *run) compute(ctx context.Context, s *state) ([]Result, error) {
 		return nil, err
 	}
 	defer unlock()
-	if done := r.flights.finished(key); done != nil {
-		s.step.Cached()
-		return done, nil
+	if done := r.finished(key); done != nil {
+		return r.found(s, done), nil
 	}
 	return r.produce(ctx, s, key)
 }
@@ -272,9 +271,8 @@ func (r *run) produce(ctx context.Context, s *state, key digest.Digest) ([]Resul
 		return r.found(s, recs), nil
 	}
 	s.step.Done(nil)
-	outs := r.found(s, recs)
-	r.flights.finish(key, outs)
-	return outs, nil
+	r.flights.finish(key, recs)
+	return r.found(s, recs), nil
 }
 
 // inputs computes all inputs of op at the same time. What one begins may

@@ -5,6 +5,8 @@ import (
 	"sync"
 
 	"github.com/opencontainers/go-digest"
+
+	"github.com/kiln-build/kiln/internal/cache"
 )
 
 // flights keeps the Solves of one build from doing the same thing twice, at once
@@ -13,11 +15,11 @@ import (
 type flights struct {
 	mu      sync.Mutex
 	busy    map[digest.Digest]chan struct{} // closed when it is free again
-	results map[digest.Digest][]Result
+	results map[digest.Digest][]cache.Record
 }
 
 func newFlights() *flights {
-	return &flights{busy: map[digest.Digest]chan struct{}{}, results: map[digest.Digest][]Result{}}
+	return &flights{busy: map[digest.Digest]chan struct{}{}, results: map[digest.Digest][]cache.Record{}}
 }
 
 // lock waits until nobody else computes the operation with this key.
@@ -48,14 +50,14 @@ func (f *flights) unlock(key digest.Digest, mine chan struct{}) {
 }
 
 // finished is what this build has made of the operation, nil if it has not.
-func (f *flights) finished(key digest.Digest) []Result {
+func (f *flights) finished(key digest.Digest) []cache.Record {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.results[key]
 }
 
-func (f *flights) finish(key digest.Digest, outs []Result) {
+func (f *flights) finish(key digest.Digest, recs []cache.Record) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.results[key] = outs
+	f.results[key] = recs
 }

@@ -143,9 +143,9 @@ type job struct {
 
 // outcome is what a build made.
 type outcome struct {
-	image string // all that an image is; empty if the build failed
-	ran   []string
-	err   error
+	image       string // all that an image is; empty if the build failed
+	ran, warned []string
+	err         error
 }
 
 // steps notes what ran.
@@ -215,9 +215,9 @@ func (b *bed) build(t *testing.T, j job) outcome {
 		}
 	}
 	if err != nil {
-		return outcome{err: err}
+		return outcome{err: err, ran: s.ran, warned: s.warned}
 	}
-	return outcome{image: describe(t, reg, j.ref), ran: s.ran}
+	return outcome{image: describe(t, reg, j.ref), ran: s.ran, warned: s.warned}
 }
 
 func (b *bed) count(j job, s *steps, err error) {
@@ -351,8 +351,8 @@ func (c *oneCase) state(p *project, ways []way, what string) bool {
 	check := func(w way, o outcome) {
 		c.t.Helper()
 		if (o.err == nil) != (cold.err == nil) || o.image != cold.image {
-			c.t.Errorf("seed %d, %s, with %s: another image than without a cache\n%s\nbuild arguments %q\nran %q\nwith:    %v %s\nwithout: %v %s",
-				c.seed, what, w.name, p.dockerfile(c.base), p.args, o.ran, o.err, o.image, cold.err, cold.image)
+			c.t.Errorf("seed %d, %s, with %s: another image than without a cache\n%s\nbuild arguments %q\nran %q\nwarned %q\nwith:    %v %s\nwithout: %v %s",
+				c.seed, what, w.name, p.dockerfile(c.base), p.args, o.ran, o.warned, o.err, o.image, cold.err, cold.image)
 		}
 	}
 	if cold.err != nil {
