@@ -77,10 +77,29 @@ func (s *Server) check(ctx context.Context, req *controlapi.SolveRequest) (entit
 	case req.ProxyNetwork:
 		return unsupported("the proxy network is")
 	}
+	if err := noAttestations(req.FrontendAttrs); err != nil {
+		return nil, err
+	}
 	if len(req.Exporters) == 0 && req.ExporterDeprecated != "" {
 		req.Exporters = []*controlapi.Exporter{{Type: req.ExporterDeprecated, Attrs: req.ExporterAttrsDeprecated}}
 	}
 	return s.grant(req.Entitlements)
+}
+
+// noAttestations refuses those that are asked for. The provenance that buildx adds to images if nobody has said
+// that there is to be none is not: its absence is what is documented.
+func noAttestations(attrs map[string]string) error {
+	for k, v := range attrs {
+		kind, ok := strings.CutPrefix(k, "attest:")
+		if !ok {
+			kind, ok = strings.CutPrefix(k, "build-arg:BUILDKIT_ATTEST_")
+		}
+		if !ok || slices.Contains(strings.Split(v, ","), "inline-only=true") {
+			continue
+		}
+		return status.Errorf(codes.Unimplemented, "attestations (%.100q) are not supported", strings.ToLower(kind))
+	}
+	return nil
 }
 
 // compatibility is the version of BuildKit's compatibility rules that results follow.
@@ -255,6 +274,9 @@ func (r *running) frontend(ctx context.Context, req request) (*frontend.Result, 
 	default:
 		return nil, status.Errorf(codes.InvalidArgument, "invalid frontend: %s", req.Frontend)
 	}
+	if err := noAttestations(attrs); err != nil {
+		return nil, err
+	}
 	if err := r.useCaches(cachesOfArgs(attrs)); err != nil {
 		return nil, err
 	}
@@ -315,6 +337,11 @@ func (r *running) export(ctx context.Context, res *frontend.Result, x build.Expo
 	meta, err := out.Metadata()
 	if err != nil {
 		return nil, err
+	}
+	for _, o := range x.Outputs { // of several exporters, the last one says the name
+		if len(o.Names) > 0 {
+			meta["image.name"] = strings.Join(o.Names, ",")
+		}
 	}
 	if m, err := r.peer.CacheManifest(); err != nil {
 		return nil, err

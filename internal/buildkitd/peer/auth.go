@@ -38,7 +38,15 @@ func (p *Peer) ResolveContext(ctx context.Context, target authn.Resource) (authn
 	if !supports(c, sessionauth.Auth_ServiceDesc.ServiceName, "Credentials") {
 		return authn.Anonymous, nil
 	}
-	return &credential{caller: c, host: target.RegistryStr()}, nil
+	return &credential{caller: c, host: clientsName(target.RegistryStr())}, nil
+}
+
+// clientsName is the name by which clients know a registry: they find Docker Hub's credentials by this one alone.
+func clientsName(host string) string {
+	if auth.IsHub(host) {
+		return "registry-1.docker.io"
+	}
+	return host
 }
 
 // credential is the client's for one registry. Where registries have tokens the client gets

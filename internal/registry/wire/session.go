@@ -181,8 +181,10 @@ func (s *Session) refresh(ctx context.Context, challenge *transport.Challenge) e
 		tok, err := src.Token(ctx, auth.TokenRequest{
 			Realm: challenge.Parameters["realm"], Service: challenge.Parameters["service"], Scopes: s.scopes,
 		})
-		if !errors.Is(err, errors.ErrUnsupported) {
+		if err == nil {
 			s.keepToken(tok.Value, tok.Life)
+		}
+		if !errors.Is(err, errors.ErrUnsupported) {
 			return err
 		}
 	}
@@ -370,7 +372,7 @@ func (s *Session) described() string {
 	switch cred := s.cred.(type) {
 	case nil:
 		return ""
-	case *auth.Credential:
+	case fmt.Stringer:
 		return cred.String()
 	default:
 		if cred == authn.Anonymous {
