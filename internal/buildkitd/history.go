@@ -17,9 +17,10 @@ import (
 )
 
 const (
-	// maxHistory bounds the finished builds that are remembered, besides those that are pinned, of
-	// which there are as many at most. They are kept in memory: a server that is started anew has none.
-	maxHistory = 50
+	// defaultHistory is how many finished builds are remembered, and as many that are pinned. They are
+	// kept in memory: a server that is started anew has none.
+	defaultHistory = 50
+	maxHistory     = 10_000
 	// maxFinishedLogs bounds what is kept of the output of each, in bytes.
 	maxFinishedLogs = 256 << 10
 	// maxListened bounds the events that wait for a client that listens. One that is slower is let go.
@@ -32,6 +33,7 @@ type history struct {
 	builds    []*past // the oldest first
 	listeners map[*listener]bool
 	closed    bool
+	most      int // finished builds, and as many that are pinned; 0: none is remembered, not even while it runs
 }
 
 // past is one build.
@@ -48,12 +50,23 @@ type listener struct {
 	events chan *controlapi.BuildHistoryEvent
 }
 
-func newHistory() *history { return &history{listeners: map[*listener]bool{}} }
+// newHistory returns a history of so many builds that have ended; nil: as many as is usual.
+func newHistory(most *int) *history {
+	h := &history{listeners: map[*listener]bool{}, most: defaultHistory}
+	if most != nil {
+		h.most = min(max(*most, 0), maxHistory)
+	}
+	h.closed = h.most == 0 // there is nothing to listen to
+	return h
+}
 
 // begin remembers a build that begins.
 func (h *history) begin(j *job, req *controlapi.SolveRequest) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if h.most == 0 {
+		return
+	}
 	p := &past{owner: j.owner, status: j.status, record: &controlapi.BuildHistoryRecord{
 		Ref: req.Ref, Frontend: req.Frontend, FrontendAttrs: req.FrontendAttrs, Exporters: req.Exporters, CreatedAt: timestamppb.Now(),
 	}}
@@ -105,7 +118,7 @@ func (h *history) forget() {
 		if r.CompletedAt == nil {
 			continue
 		}
-		if n[r.Pinned]++; n[r.Pinned] > maxHistory {
+		if n[r.Pinned]++; n[r.Pinned] > h.most {
 			h.builds = slices.Delete(h.builds, i, i+1)
 		}
 	}

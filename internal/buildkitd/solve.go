@@ -10,8 +10,10 @@ import (
 	"strings"
 
 	controlapi "github.com/moby/buildkit/api/services/control"
+	"github.com/moby/buildkit/exporter/verifier"
 	"github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/solver/errdefs"
+	"github.com/moby/buildkit/solver/result"
 	"github.com/moby/buildkit/util/entitlements"
 	"github.com/opencontainers/go-digest"
 	"google.golang.org/grpc/codes"
@@ -137,6 +139,10 @@ func (s *Server) solve(ctx context.Context, j *job, req *controlapi.SolveRequest
 	if err != nil {
 		return nil, err
 	}
+	chosen, err := configs(req.Exporters)
+	if err != nil {
+		return nil, err
+	}
 	from, to, insecure, err := caches(req.Cache)
 	if err != nil {
 		return nil, err
@@ -147,7 +153,8 @@ func (s *Server) solve(ctx context.Context, j *job, req *controlapi.SolveRequest
 	if err != nil {
 		return nil, err
 	}
-	env := build.Env{Store: s.opt.Store, Registry: reg, Progress: rec, Sandbox: s.opt.Sandbox, Parallel: s.opt.Parallel, Environ: s.opt.Environ}
+	env := build.Env{Store: s.opt.Store, Registry: reg, Progress: rec, Sandbox: s.opt.Sandbox, Parallel: s.opt.Parallel, Environ: s.opt.Environ, Limit: s.opt.Limit}
+	defer env.Collect(ctx)
 	b, err := build.Open(ctx, env, build.Inputs{
 		Contexts: p, Layouts: p, Directories: p, Secrets: p, SSH: p, Uploads: p, Pull: true, CacheFrom: from,
 	})
@@ -167,6 +174,16 @@ func (s *Server) solve(ctx context.Context, j *job, req *controlapi.SolveRequest
 		if out, err = run.addOutputs(ctx, j.bridge, res, out); err != nil {
 			return nil, ending(ctx, err)
 		}
+	}
+	if err := run.checkPlatforms(ctx, req.FrontendAttrs, res); err != nil {
+		return nil, err
+	}
+	if len(chosen) > 0 {
+		res.Metadata = maps.Clone(res.Metadata)
+		if res.Metadata == nil {
+			res.Metadata = map[string][]byte{}
+		}
+		maps.Copy(res.Metadata, chosen)
 	}
 	meta, err := run.export(ctx, res, build.Export{Outputs: out, CacheTo: to})
 	if err == nil && req.EnableSessionExporter {
@@ -308,6 +325,9 @@ func (r *running) addOutputs(ctx context.Context, b *bridge, res *frontend.Resul
 	if err != nil {
 		return nil, err
 	}
+	if chosen, err := configs(found); err != nil || len(chosen) > 0 {
+		return nil, status.Error(codes.Unimplemented, "exporters that the session chooses cannot have configs")
+	}
 	more, err := outputs(found, r.peer, len(out))
 	if err != nil {
 		return nil, err
@@ -316,6 +336,22 @@ func (r *running) addOutputs(ctx context.Context, b *bridge, res *frontend.Resul
 		return nil, status.Error(codes.Unimplemented, "exporters that the session chooses cannot use registry.insecure")
 	}
 	return append(out, more...), nil
+}
+
+// checkPlatforms warns if the result's platforms are not those that were asked for.
+func (r *running) checkPlatforms(ctx context.Context, attrs map[string]string, res *frontend.Result) error {
+	v := &result.Result[*frontend.Definition]{Ref: res.Ref, Refs: res.Refs, Metadata: maps.Clone(res.Metadata)}
+	if err := verifier.CaptureFrontendOpts(attrs, v); err != nil {
+		return err
+	}
+	warnings, err := verifier.CheckInvalidPlatforms(ctx, v)
+	if err != nil {
+		return status.Errorf(codes.InvalidArgument, "the result's platforms: %v", err)
+	}
+	for _, w := range warnings {
+		r.status.warn(&controlapi.VertexWarning{Vertex: digest.FromBytes(w.Short).String(), Level: 1, Short: w.Short})
+	}
+	return nil
 }
 
 // export writes the result to where it was asked for.

@@ -67,7 +67,7 @@ func (r *run) agentSocket(ctx context.Context, m *SSHMount, s *sandbox.Mount) (s
 	case errors.Is(err, fs.ErrNotExist) && m.Optional:
 		return false, nil
 	case errors.Is(err, fs.ErrNotExist):
-		return false, diag.New(diag.ExitDockerfile, "SSH agent %q: not found", m.ID).
+		return false, diag.New(diag.ExitDockerfile, "no SSH key %q: there is no such agent", m.ID).
 			WithHint("the step needs it: give it with --ssh %s, --ssh %s=SOCKET or --ssh %s=KEYFILE", m.ID, m.ID, m.ID)
 	case err != nil:
 		return false, fmt.Errorf("SSH agent %q: %w", m.ID, err)
