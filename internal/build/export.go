@@ -192,12 +192,15 @@ func (e *exporting) assemble(v *variant, p frontend.PlatformPlan, layers, comput
 // export writes the finished images to all outputs: files first, then what
 // registries have without a name, then names. So a failing output leaves no tag.
 func (e *exporting) export(ctx context.Context, built []files, index bool) (*Result, error) {
-	res := &Result{}
+	res := &Result{Images: map[int]ocispec.Descriptor{}}
 	for _, v := range e.variants {
 		if err := v.describe(index); err != nil {
 			return nil, err
 		}
 		res.add(v)
+		for _, n := range v.numbers {
+			res.Images[n] = v.desc
+		}
 	}
 	if err := e.write(ctx, built, index); err != nil {
 		return nil, err

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io/fs"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -75,7 +76,7 @@ func (h *history) begin(j *job, req *controlapi.SolveRequest) {
 }
 
 // end remembers what a build came to.
-func (h *history) end(ctx context.Context, ref string, meta map[string]string, err error) {
+func (h *history) end(ctx context.Context, ref string, out outcome, err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	p := h.find(ref)
@@ -85,8 +86,15 @@ func (h *history) end(ctx context.Context, ref string, meta map[string]string, e
 	p.status.shrink(maxFinishedLogs)
 	n := p.status.summary()
 	r := clone(p.record)
-	r.CompletedAt, r.ExporterResponse = timestamppb.Now(), meta
+	r.CompletedAt, r.ExporterResponse = timestamppb.Now(), out.meta
 	r.NumTotalSteps, r.NumCompletedSteps, r.NumCachedSteps, r.NumWarnings = n.total, n.completed, n.cached, n.warnings
+	if len(out.images) > 0 {
+		r.Result = &controlapi.BuildResultInfo{Results: map[int64]*controlapi.Descriptor{}}
+		for n, d := range out.images {
+			r.Result.Results[n] = &controlapi.Descriptor{MediaType: d.MediaType, Digest: d.Digest.String(), Size: d.Size, Annotations: d.Annotations}
+		}
+		r.Result.ResultDeprecated = r.Result.Results[slices.Min(slices.Collect(maps.Keys(out.images)))]
+	}
 	r.Generation++
 	if st, ok := status.FromError(grpcerrors.ToGRPC(ctx, explain(err))); err != nil && ok {
 		r.Error = &spb.Status{Code: st.Proto().Code, Message: st.Proto().Message, Details: st.Proto().Details}

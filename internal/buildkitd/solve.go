@@ -16,11 +16,13 @@ import (
 	"github.com/moby/buildkit/solver/result"
 	"github.com/moby/buildkit/util/entitlements"
 	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	"github.com/kiln-build/kiln/internal/build"
 	"github.com/kiln-build/kiln/internal/buildkitd/peer"
+	"github.com/kiln-build/kiln/internal/export"
 	"github.com/kiln-build/kiln/internal/frontend"
 	"github.com/kiln-build/kiln/internal/progress"
 	"github.com/kiln-build/kiln/internal/registry"
@@ -43,15 +45,21 @@ func (s *Server) Solve(ctx context.Context, req *controlapi.SolveRequest) (*cont
 	defer done()
 	defer j.status.end()
 	if req.Internal {
-		meta, err := s.solve(ctx, j, req, granted)
-		return &controlapi.SolveResponse{ExporterResponse: meta}, err
+		out, err := s.solve(ctx, j, req, granted)
+		return &controlapi.SolveResponse{ExporterResponse: out.meta}, err
 	}
 	s.history.begin(j, req)
-	var meta map[string]string
+	var out outcome
 	err = errors.New("the build ended in an unforeseen way")
-	defer func() { s.history.end(context.WithoutCancel(ctx), j.ref, meta, err) }()
-	meta, err = s.solve(ctx, j, req, granted)
-	return &controlapi.SolveResponse{ExporterResponse: meta}, err
+	defer func() { s.history.end(context.WithoutCancel(ctx), j.ref, out, err) }()
+	out, err = s.solve(ctx, j, req, granted)
+	return &controlapi.SolveResponse{ExporterResponse: out.meta}, err
+}
+
+// outcome is what a build has come to.
+type outcome struct {
+	meta   map[string]string            // what clients are told
+	images map[int64]ocispec.Descriptor // by the number of the exporter
 }
 
 // check refuses what is not valid or not supported, before anything is done, and puts what clients of
@@ -124,11 +132,11 @@ func (s *Server) grant(asked []string) (entitlements.Set, error) {
 }
 
 // solve runs a build from its beginning to the end, and returns what is said about the result.
-func (s *Server) solve(ctx context.Context, j *job, req *controlapi.SolveRequest, granted entitlements.Set) (map[string]string, error) {
+func (s *Server) solve(ctx context.Context, j *job, req *controlapi.SolveRequest, granted entitlements.Set) (done outcome, err error) {
 	rec := progress.NewRecorder(progress.NewThin(j.status))
 	scratch, cleanup, err := s.opt.Store.TempDir("client")
 	if err != nil {
-		return nil, err
+		return done, err
 	}
 	defer cleanup()
 	get := func(ctx context.Context, id string) (session.Caller, error) { return s.sessions.get(ctx, id, j.owner) }
@@ -137,21 +145,21 @@ func (s *Server) solve(ctx context.Context, j *job, req *controlapi.SolveRequest
 	epochOfArgs(req)
 	out, err := outputs(req.Exporters, p, 0)
 	if err != nil {
-		return nil, err
+		return done, err
 	}
 	chosen, err := configs(req.Exporters)
 	if err != nil {
-		return nil, err
+		return done, err
 	}
 	from, to, insecure, err := caches(req.Cache)
 	if err != nil {
-		return nil, err
+		return done, err
 	}
 	ro := s.opt.Registry
 	ro.Keychain, ro.Insecure = p, slices.Concat(insecureHosts(out), insecure, ro.Insecure)
 	reg, err := registry.New(ro)
 	if err != nil {
-		return nil, err
+		return done, err
 	}
 	env := build.Env{Store: s.opt.Store, Registry: reg, Progress: rec, Sandbox: s.opt.Sandbox, Parallel: s.opt.Parallel, Environ: s.opt.Environ, Limit: s.opt.Limit}
 	defer env.Collect(ctx)
@@ -159,7 +167,7 @@ func (s *Server) solve(ctx context.Context, j *job, req *controlapi.SolveRequest
 		Contexts: p, Layouts: p, Directories: p, Secrets: p, SSH: p, Uploads: p, Pull: true, CacheFrom: from,
 	})
 	if err != nil {
-		return nil, err
+		return done, err
 	}
 	defer b.Close()
 	if j.bridge != nil {
@@ -168,15 +176,15 @@ func (s *Server) solve(ctx context.Context, j *job, req *controlapi.SolveRequest
 	run := &running{build: b, peer: p, session: req.Session, granted: granted, rec: rec, status: j.status}
 	res, err := run.result(ctx, j, req)
 	if err != nil {
-		return nil, ending(ctx, err)
+		return done, ending(ctx, err)
 	}
 	if req.EnableSessionExporter {
 		if out, err = run.addOutputs(ctx, j.bridge, res, out); err != nil {
-			return nil, ending(ctx, err)
+			return done, ending(ctx, err)
 		}
 	}
 	if err := run.checkPlatforms(ctx, req.FrontendAttrs, res); err != nil {
-		return nil, err
+		return done, err
 	}
 	if len(chosen) > 0 {
 		res.Metadata = maps.Clone(res.Metadata)
@@ -185,11 +193,11 @@ func (s *Server) solve(ctx context.Context, j *job, req *controlapi.SolveRequest
 		}
 		maps.Copy(res.Metadata, chosen)
 	}
-	meta, err := run.export(ctx, res, build.Export{Outputs: out, CacheTo: to})
+	done, err = run.export(ctx, res, build.Export{Outputs: out, CacheTo: to})
 	if err == nil && req.EnableSessionExporter {
-		err = p.FinalizeExport(ctx, meta)
+		err = p.FinalizeExport(ctx, done.meta)
 	}
-	return meta, ending(ctx, err)
+	return done, ending(ctx, err)
 }
 
 // epochOfArgs gives the build argument SOURCE_DATE_EPOCH to exporters that have none of their own: it counts
@@ -355,24 +363,24 @@ func (r *running) checkPlatforms(ctx context.Context, attrs map[string]string, r
 }
 
 // export writes the result to where it was asked for.
-func (r *running) export(ctx context.Context, res *frontend.Result, x build.Export) (map[string]string, error) {
+func (r *running) export(ctx context.Context, res *frontend.Result, x build.Export) (done outcome, err error) {
 	if err := name(x.Outputs, string(res.Metadata["image.name"])); err != nil {
-		return nil, err
+		return done, err
 	}
 	if err := annotate(x.Outputs, res.Metadata); err != nil {
-		return nil, err
+		return done, err
 	}
 	plan, err := res.Plan()
 	if err != nil {
-		return nil, err
+		return done, err
 	}
 	out, err := r.build.Export(ctx, plan, x)
 	if err != nil {
-		return nil, err
+		return done, err
 	}
 	meta, err := out.Metadata()
 	if err != nil {
-		return nil, err
+		return done, err
 	}
 	for _, o := range x.Outputs { // of several exporters, the last one says the name
 		if len(o.Names) > 0 {
@@ -380,7 +388,7 @@ func (r *running) export(ctx context.Context, res *frontend.Result, x build.Expo
 		}
 	}
 	if m, err := r.peer.CacheManifest(); err != nil {
-		return nil, err
+		return done, err
 	} else if m != "" {
 		meta["cache.manifest"] = m
 	}
@@ -389,5 +397,11 @@ func (r *running) export(ctx context.Context, res *frontend.Result, x build.Expo
 			meta[k] = string(v)
 		}
 	}
-	return meta, nil
+	done = outcome{meta: meta, images: map[int64]ocispec.Descriptor{}}
+	for i, d := range out.Images {
+		if x.Outputs[i].Type == export.Image {
+			done.images[int64(i)] = d
+		}
+	}
+	return done, nil
 }
