@@ -45,6 +45,7 @@ type exporting struct {
 
 // files is the root file system that was built for a platform.
 type files struct {
+	id       string // of the platform, as the front end calls it
 	platform ocispec.Platform
 	epoch    *time.Time // SOURCE_DATE_EPOCH
 	layers   []image.Layer
@@ -124,7 +125,7 @@ func (e *exporting) platform(ctx context.Context, p frontend.PlatformPlan) (file
 
 // attempt is platform, if no cache fails.
 func (e *exporting) attempt(whole context.Context, p frontend.PlatformPlan) (files, []*image.Image, error) {
-	built := files{platform: p.Platform, epoch: p.Epoch}
+	built := files{id: p.ID, platform: p.Platform, epoch: p.Epoch}
 	ctx, cancel := context.WithCancelCause(whole)
 	var ups []*uploads
 	for _, v := range e.variants {
@@ -191,14 +192,17 @@ func (e *exporting) assemble(v *variant, p frontend.PlatformPlan, layers, comput
 // export writes the finished images to all outputs: files first, then what
 // registries have without a name, then names. So a failing output leaves no tag.
 func (e *exporting) export(ctx context.Context, built []files, index bool) (*Result, error) {
-	res := &Result{}
+	res := &Result{Images: map[int]ocispec.Descriptor{}}
 	for _, v := range e.variants {
 		if err := v.describe(index); err != nil {
 			return nil, err
 		}
 		res.add(v)
+		for _, n := range v.numbers {
+			res.Images[n] = v.desc
+		}
 	}
-	if err := e.write(ctx, built); err != nil {
+	if err := e.write(ctx, built, index); err != nil {
 		return nil, err
 	}
 	if err := e.push(ctx, res); err != nil {
@@ -236,7 +240,7 @@ func (r *Result) add(v *variant) {
 }
 
 // write writes archives, layouts and files.
-func (e *exporting) write(ctx context.Context, built []files) error {
+func (e *exporting) write(ctx context.Context, built []files, index bool) error {
 	for _, v := range e.variants {
 		for _, o := range v.outputs {
 			if o.Type == export.OCI || o.Type == export.Docker && !o.ToStore() {
@@ -248,7 +252,7 @@ func (e *exporting) write(ctx context.Context, built []files) error {
 	}
 	for _, o := range e.Outputs {
 		if o.Files() {
-			if err := e.output(o, func() error { return e.writeFiles(ctx, o, built) }); err != nil {
+			if err := e.output(o, func() error { return e.writeFiles(ctx, o, built, index) }); err != nil {
 				return err
 			}
 		}
@@ -309,8 +313,8 @@ func (e *exporting) writeImage(ctx context.Context, o Output, v *variant) error 
 	return e.toFile(ctx, o, said, func(w io.Writer) error { return image.Save(ctx, e.Store, w, images, opt) })
 }
 
-// writeFiles writes root file systems.
-func (e *exporting) writeFiles(ctx context.Context, o Output, built []files) error {
+// writeFiles writes root file systems. Each of several that are one index gets a directory of its own, if nobody says otherwise.
+func (e *exporting) writeFiles(ctx context.Context, o Output, built []files, split bool) error {
 	var ts []export.PlatformTree
 	at := time.Unix(0, 0) // of the directories that tell platforms apart
 	for _, b := range built {
@@ -326,9 +330,12 @@ func (e *exporting) writeFiles(ctx context.Context, o Output, built []files) err
 		if epoch != nil {
 			at = *epoch
 		}
-		ts = append(ts, export.PlatformTree{Platform: b.platform, Tree: export.Clamp(t, epoch)})
+		ts = append(ts, export.PlatformTree{ID: b.id, Platform: b.platform, Tree: export.Clamp(t, epoch)})
 	}
-	t, err := together(o, ts, at)
+	if o.Split != nil {
+		split = *o.Split
+	}
+	t, err := together(ts, split, at)
 	if err != nil {
 		return err
 	}
@@ -346,11 +353,7 @@ func (e *exporting) writeFiles(ctx context.Context, o Output, built []files) err
 }
 
 // together is one tree of all platforms'.
-func together(o Output, ts []export.PlatformTree, at time.Time) (tree.Tree, error) {
-	split := len(ts) > 1
-	if o.Split != nil {
-		split = *o.Split
-	}
+func together(ts []export.PlatformTree, split bool, at time.Time) (tree.Tree, error) {
 	switch {
 	case split:
 		return export.SplitPlatforms(ts, at), nil

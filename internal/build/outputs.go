@@ -13,7 +13,6 @@ import (
 
 	"github.com/kiln-build/kiln/internal/diag"
 	"github.com/kiln-build/kiln/internal/export"
-	"github.com/kiln-build/kiln/internal/layer"
 	"github.com/kiln-build/kiln/internal/registry"
 	"github.com/kiln-build/kiln/internal/tree"
 )
@@ -100,8 +99,6 @@ func (o *Output) check(built []ocispec.Platform, multi bool) error {
 	switch {
 	case o.ToRegistry() && len(o.Names) == 0:
 		return diag.New(diag.ExitUsage, "nowhere to push to: the image has no name").WithHint("give it one with -t REGISTRY/NAME:TAG")
-	case o.DockerTypes && o.Compression == layer.Zstd:
-		return diag.New(diag.ExitUsage, "compression zstd conflicts with oci-mediatypes=false: docker's media types have no name for it")
 	case o.DockerTypes && len(o.Annotations) > 0:
 		return diag.New(diag.ExitUsage, "annotations conflict with oci-mediatypes=false: docker's manifests have none")
 	}

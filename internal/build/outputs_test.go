@@ -245,7 +245,7 @@ func TestFilesOfPlatforms(t *testing.T) {
 			t.Errorf("%s: %q, want %q", c.option, got, c.want)
 		}
 	}
-	if _, err := out(same, ",platform-split=false", twoPlatforms()...); diag.ExitCode(err) != diag.ExitUsage || !strings.Contains(err.Error(), `"bin/x"`) {
+	if _, err := out(same, ",platform-split=false", twoPlatforms()...); diag.ExitCode(err) != diag.ExitUsage || !strings.Contains(err.Error(), "overwrite bin/x from linux/amd64 with linux/arm64") {
 		t.Errorf("two files of one name: %v", err)
 	}
 }

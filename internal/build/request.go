@@ -102,6 +102,8 @@ type Result struct {
 	// Tags it was given, and Pushed the references that a registry has now.
 	Tags   []string
 	Pushed []string
+	// Images are the descriptors of each output that is an image, by the output's number.
+	Images map[int]ocispec.Descriptor
 }
 
 // Metadata says of the result what BuildKit's exporters do, by their names.

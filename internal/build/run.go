@@ -32,15 +32,15 @@ func Run(ctx context.Context, env Env, req Request) (*Result, error) {
 		res, err = b.Export(ctx, p, x)
 		return err
 	})
-	env.collect(ctx)
+	env.Collect(ctx)
 	if err != nil {
 		return nil, diag.Ended(ctx, err)
 	}
 	return res, nil
 }
 
-// collect keeps the store to its limit. A build does not fail for that.
-func (e Env) collect(ctx context.Context) {
+// Collect keeps the store to its limit, after a build. A build does not fail for that.
+func (e Env) Collect(ctx context.Context) {
 	if ctx.Err() != nil {
 		return // somebody waits for the end
 	}

@@ -24,6 +24,7 @@ type variant struct {
 	export.ImageOptions
 	epoch   *time.Time // before the plan's; nil: that
 	outputs []Output
+	numbers []int // of the outputs
 
 	opening sync.Once
 	pushes  []*export.Push
@@ -37,7 +38,7 @@ type variant struct {
 // variants groups the outputs that are an image by what it is to be like.
 func variants(outs []Output) (all []*variant) {
 	byKey := map[string]*variant{}
-	for _, o := range outs {
+	for i, o := range outs {
 		if !o.NeedsImage() {
 			continue
 		}
@@ -48,7 +49,7 @@ func variants(outs []Output) (all []*variant) {
 			byKey[key] = v
 			all = append(all, v)
 		}
-		v.outputs = append(v.outputs, o)
+		v.outputs, v.numbers = append(v.outputs, o), append(v.numbers, i)
 	}
 	return all
 }

@@ -25,11 +25,11 @@ type bridge struct {
 	ready    chan struct{} // closed once run is there
 	run      *running
 	requests sync.WaitGroup // under way
-	returned chan outcome
+	returned chan answer
 
 	mu     sync.Mutex
 	refs   map[string]*ref
-	over   bool // there is an outcome
+	over   bool // there is an answer
 	closed bool
 }
 
@@ -41,8 +41,8 @@ type ref struct {
 	tree tree.Tree // opened when it was first read
 }
 
-// outcome is what the client's front end has come to.
-type outcome struct {
+// answer is what the client's front end has come to.
+type answer struct {
 	res *frontend.Result
 	err error
 }
@@ -51,7 +51,7 @@ type outcome struct {
 func newBridge(ctx context.Context, inputs map[string]*frontend.Definition) *bridge {
 	ctx, cancel := context.WithCancel(ctx)
 	return &bridge{
-		ctx: ctx, cancel: cancel, inputs: inputs, ready: make(chan struct{}), refs: map[string]*ref{}, returned: make(chan outcome, 1),
+		ctx: ctx, cancel: cancel, inputs: inputs, ready: make(chan struct{}), refs: map[string]*ref{}, returned: make(chan answer, 1),
 	}
 }
 
@@ -207,6 +207,6 @@ func (b *bridge) finish(res *frontend.Result, err error) error {
 		err = errors.New("the client's front end failed without an error")
 	}
 	b.over = true
-	b.returned <- outcome{res, err}
+	b.returned <- answer{res, err}
 	return nil
 }

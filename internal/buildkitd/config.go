@@ -13,6 +13,7 @@ import (
 
 	"github.com/kiln-build/kiln/internal/diag"
 	"github.com/kiln-build/kiln/internal/registry"
+	"github.com/kiln-build/kiln/internal/store"
 )
 
 // Config is what a buildkitd.toml says, as far as it means something here.
@@ -37,8 +38,17 @@ type Config struct {
 			Enabled     *bool             `toml:"enabled"`
 			Labels      map[string]string `toml:"labels"`
 			Parallelism int               `toml:"max-parallelism"`
+			GC          *bool             `toml:"gc"`
+			// Sizes, a number of bytes or a text ("10GB", "20%" of the disk).
+			KeepStorage any `toml:"gckeepstorage"` // what reservedSpace was called
+			Reserved    any `toml:"reservedSpace"`
+			MaxUsed     any `toml:"maxUsedSpace"`
+			MinFree     any `toml:"minFreeSpace"`
 		} `toml:"oci"`
 	} `toml:"worker"`
+	History struct {
+		MaxEntries *int `toml:"maxEntries"`
+	} `toml:"history"`
 	Registry map[string]registryConfig `toml:"registry"`
 }
 
@@ -94,6 +104,32 @@ func DefaultConfig(uid int, getenv func(string) string) string {
 		return filepath.Join(getenv("XDG_CONFIG_HOME"), "buildkit", "buildkitd.toml")
 	}
 	return filepath.Join(getenv("HOME"), ".config", "buildkit", "buildkitd.toml")
+}
+
+// Limit is how large the store may become, if the configuration says that; ok is false if it does not.
+func (c *Config) Limit(st *store.Store) (l store.Limit, ok bool, err error) {
+	oci := c.Worker.OCI
+	if oci.GC != nil && !*oci.GC {
+		return l, true, nil
+	}
+	if oci.Reserved == nil {
+		oci.Reserved = oci.KeepStorage
+	}
+	for _, x := range []struct {
+		name  string
+		value any
+		to    *int64
+	}{
+		{"reservedSpace", oci.Reserved, &l.Reserved}, {"maxUsedSpace", oci.MaxUsed, &l.MaxUsed}, {"minFreeSpace", oci.MinFree, &l.MinFree},
+	} {
+		if x.value == nil {
+			continue
+		}
+		if *x.to, err = st.ParseSize(fmt.Sprint(x.value)); err != nil {
+			return l, false, fmt.Errorf("configuration: %s: %w", x.name, err)
+		}
+	}
+	return l, !l.IsZero(), nil
 }
 
 // Registries adds what the configuration says of registries.

@@ -61,16 +61,12 @@ func (m *message) Unwrap() error { return m.error }
 // text is what an error says without the place in the Dockerfile, which clients
 // show themselves, and with what there is to do.
 func text(err error) string {
-	s, hint := err.Error(), ""
+	hint := ""
 	var d *diag.Error
-	for e := err; errors.As(e, &d); e = d.Err {
-		if d.At != nil && d.At.File != "" {
-			s = strings.Replace(s, d.Error(), d.Err.Error(), 1)
-		}
-		if hint == "" {
-			hint = d.Hint
-		}
+	for e := err; hint == "" && errors.As(e, &d); e = d.Err {
+		hint = d.Hint
 	}
+	s := diag.Message(err)
 	if hint != "" {
 		s += " (" + strings.TrimSuffix(hint, ".") + ")"
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io/fs"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -17,9 +18,10 @@ import (
 )
 
 const (
-	// maxHistory bounds the finished builds that are remembered, besides those that are pinned, of
-	// which there are as many at most. They are kept in memory: a server that is started anew has none.
-	maxHistory = 50
+	// defaultHistory is how many finished builds are remembered, and as many that are pinned. They are
+	// kept in memory: a server that is started anew has none.
+	defaultHistory = 50
+	maxHistory     = 10_000
 	// maxFinishedLogs bounds what is kept of the output of each, in bytes.
 	maxFinishedLogs = 256 << 10
 	// maxListened bounds the events that wait for a client that listens. One that is slower is let go.
@@ -32,6 +34,7 @@ type history struct {
 	builds    []*past // the oldest first
 	listeners map[*listener]bool
 	closed    bool
+	most      int // finished builds, and as many that are pinned; 0: none is remembered, not even while it runs
 }
 
 // past is one build.
@@ -48,12 +51,23 @@ type listener struct {
 	events chan *controlapi.BuildHistoryEvent
 }
 
-func newHistory() *history { return &history{listeners: map[*listener]bool{}} }
+// newHistory returns a history of so many builds that have ended; nil: as many as is usual.
+func newHistory(most *int) *history {
+	h := &history{listeners: map[*listener]bool{}, most: defaultHistory}
+	if most != nil {
+		h.most = min(max(*most, 0), maxHistory)
+	}
+	h.closed = h.most == 0 // there is nothing to listen to
+	return h
+}
 
 // begin remembers a build that begins.
 func (h *history) begin(j *job, req *controlapi.SolveRequest) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if h.most == 0 {
+		return
+	}
 	p := &past{owner: j.owner, status: j.status, record: &controlapi.BuildHistoryRecord{
 		Ref: req.Ref, Frontend: req.Frontend, FrontendAttrs: req.FrontendAttrs, Exporters: req.Exporters, CreatedAt: timestamppb.Now(),
 	}}
@@ -62,7 +76,7 @@ func (h *history) begin(j *job, req *controlapi.SolveRequest) {
 }
 
 // end remembers what a build came to.
-func (h *history) end(ctx context.Context, ref string, meta map[string]string, err error) {
+func (h *history) end(ctx context.Context, ref string, out outcome, err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	p := h.find(ref)
@@ -72,8 +86,15 @@ func (h *history) end(ctx context.Context, ref string, meta map[string]string, e
 	p.status.shrink(maxFinishedLogs)
 	n := p.status.summary()
 	r := clone(p.record)
-	r.CompletedAt, r.ExporterResponse = timestamppb.Now(), meta
+	r.CompletedAt, r.ExporterResponse = timestamppb.Now(), out.meta
 	r.NumTotalSteps, r.NumCompletedSteps, r.NumCachedSteps, r.NumWarnings = n.total, n.completed, n.cached, n.warnings
+	if len(out.images) > 0 {
+		r.Result = &controlapi.BuildResultInfo{Results: map[int64]*controlapi.Descriptor{}}
+		for n, d := range out.images {
+			r.Result.Results[n] = &controlapi.Descriptor{MediaType: d.MediaType, Digest: d.Digest.String(), Size: d.Size, Annotations: d.Annotations}
+		}
+		r.Result.ResultDeprecated = r.Result.Results[slices.Min(slices.Collect(maps.Keys(out.images)))]
+	}
 	r.Generation++
 	if st, ok := status.FromError(grpcerrors.ToGRPC(ctx, explain(err))); err != nil && ok {
 		r.Error = &spb.Status{Code: st.Proto().Code, Message: st.Proto().Message, Details: st.Proto().Details}
@@ -105,7 +126,7 @@ func (h *history) forget() {
 		if r.CompletedAt == nil {
 			continue
 		}
-		if n[r.Pinned]++; n[r.Pinned] > maxHistory {
+		if n[r.Pinned]++; n[r.Pinned] > h.most {
 			h.builds = slices.Delete(h.builds, i, i+1)
 		}
 	}

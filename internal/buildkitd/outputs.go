@@ -26,7 +26,7 @@ func outputs(reqs []*controlapi.Exporter, p *peer.Peer, first int) ([]build.Outp
 		if !slices.Contains([]export.Type{export.Image, export.OCI, export.Docker, export.Tar, export.Local}, kind) {
 			return nil, status.Errorf(codes.InvalidArgument, "exporter %q could not be found", e.GetType())
 		}
-		sp, err := export.FromAttrs(e.GetType(), e.GetAttrs())
+		sp, err := export.FromAttrs(e.GetType(), withoutConfigs(e.GetAttrs()))
 		if err != nil {
 			return nil, err
 		}
@@ -43,6 +43,35 @@ func outputs(reqs []*controlapi.Exporter, p *peer.Peer, first int) ([]build.Outp
 		out = append(out, o)
 	}
 	return out, nil
+}
+
+// isConfig reports whether an exporter's attribute is an image's config, maybe that of one platform,
+// in place of the front end's.
+func isConfig(attr string) bool {
+	return attr == exptypes.ExporterImageConfigKey || strings.HasPrefix(attr, exptypes.ExporterImageConfigKey+"/")
+}
+
+func withoutConfigs(attrs map[string]string) map[string]string {
+	attrs = maps.Clone(attrs)
+	maps.DeleteFunc(attrs, func(k, _ string) bool { return isConfig(k) })
+	return attrs
+}
+
+// configs are the images' configs that the exporters of a request have among their attributes.
+func configs(reqs []*controlapi.Exporter) (map[string][]byte, error) {
+	found := map[string][]byte{}
+	for _, e := range reqs {
+		for k, v := range e.GetAttrs() {
+			if !isConfig(k) {
+				continue
+			}
+			if old, ok := found[k]; ok && string(old) != v {
+				return nil, status.Errorf(codes.Unimplemented, "exporters with different configs (%.100q) are not supported", k)
+			}
+			found[k] = []byte(v)
+		}
+	}
+	return found, nil
 }
 
 // anyName as the name of an image stands for those that the front end gives it.

@@ -48,6 +48,25 @@ func TestAnnotate(t *testing.T) {
 	}
 }
 
+func TestConfigs(t *testing.T) {
+	e := func(kind string, attrs map[string]string) *controlapi.Exporter {
+		return &controlapi.Exporter{Type: kind, Attrs: attrs}
+	}
+	const all, arm = "containerimage.config", "containerimage.config/linux/arm64"
+	image := e("image", map[string]string{"name": "a", all: "{}", arm: `{"os":"linux"}`})
+	got, err := configs([]*controlapi.Exporter{image, e("oci", map[string]string{all: "{}"}), e("tar", nil)})
+	if err != nil || len(got) != 2 || string(got[arm]) != `{"os":"linux"}` {
+		t.Errorf("%q, %v", got, err)
+	}
+	if _, err := configs([]*controlapi.Exporter{image, e("image", map[string]string{all: "other"})}); err == nil {
+		t.Error("two configs were taken for one image")
+	}
+	out, err := outputs([]*controlapi.Exporter{image}, nil, 0)
+	if err != nil || len(out) != 1 || len(image.Attrs) != 3 {
+		t.Errorf("%+v, %v; the request has %v", out, err, image.Attrs)
+	}
+}
+
 // TestStore keeps an image's name in the server's store for a client that says so.
 func TestStore(t *testing.T) {
 	for v, want := range map[string]bool{"": false, "true": true, "false": false} {

@@ -45,7 +45,11 @@ type Options struct {
 	// Entitlements are what clients may be granted beyond the default, by name.
 	Entitlements []string
 	Labels       map[string]string // of the worker, besides its own
-	Parallel     int               // RUN steps of a build at the same time; 0: as many as there are CPUs
+	// Limit is how large the store may become: after a build what was used longest ago goes.
+	Limit store.Limit
+	// History is how many builds that have ended are remembered; nil: 50. With 0 there is no history.
+	History  *int
+	Parallel int // RUN steps of a build at the same time; 0: as many as there are CPUs
 }
 
 // Server serves the API. Its methods are those of the gRPC services.
@@ -72,7 +76,7 @@ func New(o Options) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{opt: o, sessions: newSessions(manager), jobs: newJobs(), history: newHistory(), health: health.NewServer(), worker: newWorker(o)}
+	s := &Server{opt: o, sessions: newSessions(manager), jobs: newJobs(), history: newHistory(o.History), health: health.NewServer(), worker: newWorker(o)}
 	s.grpc = grpc.NewServer(
 		grpc.Creds(newTransport()),
 		grpc.ChainUnaryInterceptor(s.unary), grpc.ChainStreamInterceptor(s.stream),

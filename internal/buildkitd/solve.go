@@ -10,15 +10,19 @@ import (
 	"strings"
 
 	controlapi "github.com/moby/buildkit/api/services/control"
+	"github.com/moby/buildkit/exporter/verifier"
 	"github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/solver/errdefs"
+	"github.com/moby/buildkit/solver/result"
 	"github.com/moby/buildkit/util/entitlements"
 	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	"github.com/kiln-build/kiln/internal/build"
 	"github.com/kiln-build/kiln/internal/buildkitd/peer"
+	"github.com/kiln-build/kiln/internal/export"
 	"github.com/kiln-build/kiln/internal/frontend"
 	"github.com/kiln-build/kiln/internal/progress"
 	"github.com/kiln-build/kiln/internal/registry"
@@ -41,15 +45,21 @@ func (s *Server) Solve(ctx context.Context, req *controlapi.SolveRequest) (*cont
 	defer done()
 	defer j.status.end()
 	if req.Internal {
-		meta, err := s.solve(ctx, j, req, granted)
-		return &controlapi.SolveResponse{ExporterResponse: meta}, err
+		out, err := s.solve(ctx, j, req, granted)
+		return &controlapi.SolveResponse{ExporterResponse: out.meta}, err
 	}
 	s.history.begin(j, req)
-	var meta map[string]string
+	var out outcome
 	err = errors.New("the build ended in an unforeseen way")
-	defer func() { s.history.end(context.WithoutCancel(ctx), j.ref, meta, err) }()
-	meta, err = s.solve(ctx, j, req, granted)
-	return &controlapi.SolveResponse{ExporterResponse: meta}, err
+	defer func() { s.history.end(context.WithoutCancel(ctx), j.ref, out, err) }()
+	out, err = s.solve(ctx, j, req, granted)
+	return &controlapi.SolveResponse{ExporterResponse: out.meta}, err
+}
+
+// outcome is what a build has come to.
+type outcome struct {
+	meta   map[string]string            // what clients are told
+	images map[int64]ocispec.Descriptor // by the number of the exporter
 }
 
 // check refuses what is not valid or not supported, before anything is done, and puts what clients of
@@ -122,11 +132,11 @@ func (s *Server) grant(asked []string) (entitlements.Set, error) {
 }
 
 // solve runs a build from its beginning to the end, and returns what is said about the result.
-func (s *Server) solve(ctx context.Context, j *job, req *controlapi.SolveRequest, granted entitlements.Set) (map[string]string, error) {
+func (s *Server) solve(ctx context.Context, j *job, req *controlapi.SolveRequest, granted entitlements.Set) (done outcome, err error) {
 	rec := progress.NewRecorder(progress.NewThin(j.status))
 	scratch, cleanup, err := s.opt.Store.TempDir("client")
 	if err != nil {
-		return nil, err
+		return done, err
 	}
 	defer cleanup()
 	get := func(ctx context.Context, id string) (session.Caller, error) { return s.sessions.get(ctx, id, j.owner) }
@@ -135,24 +145,29 @@ func (s *Server) solve(ctx context.Context, j *job, req *controlapi.SolveRequest
 	epochOfArgs(req)
 	out, err := outputs(req.Exporters, p, 0)
 	if err != nil {
-		return nil, err
+		return done, err
+	}
+	chosen, err := configs(req.Exporters)
+	if err != nil {
+		return done, err
 	}
 	from, to, insecure, err := caches(req.Cache)
 	if err != nil {
-		return nil, err
+		return done, err
 	}
 	ro := s.opt.Registry
 	ro.Keychain, ro.Insecure = p, slices.Concat(insecureHosts(out), insecure, ro.Insecure)
 	reg, err := registry.New(ro)
 	if err != nil {
-		return nil, err
+		return done, err
 	}
-	env := build.Env{Store: s.opt.Store, Registry: reg, Progress: rec, Sandbox: s.opt.Sandbox, Parallel: s.opt.Parallel, Environ: s.opt.Environ}
+	env := build.Env{Store: s.opt.Store, Registry: reg, Progress: rec, Sandbox: s.opt.Sandbox, Parallel: s.opt.Parallel, Environ: s.opt.Environ, Limit: s.opt.Limit}
+	defer env.Collect(ctx)
 	b, err := build.Open(ctx, env, build.Inputs{
 		Contexts: p, Layouts: p, Directories: p, Secrets: p, SSH: p, Uploads: p, Pull: true, CacheFrom: from,
 	})
 	if err != nil {
-		return nil, err
+		return done, err
 	}
 	defer b.Close()
 	if j.bridge != nil {
@@ -161,18 +176,28 @@ func (s *Server) solve(ctx context.Context, j *job, req *controlapi.SolveRequest
 	run := &running{build: b, peer: p, session: req.Session, granted: granted, rec: rec, status: j.status}
 	res, err := run.result(ctx, j, req)
 	if err != nil {
-		return nil, ending(ctx, err)
+		return done, ending(ctx, err)
 	}
 	if req.EnableSessionExporter {
 		if out, err = run.addOutputs(ctx, j.bridge, res, out); err != nil {
-			return nil, ending(ctx, err)
+			return done, ending(ctx, err)
 		}
 	}
-	meta, err := run.export(ctx, res, build.Export{Outputs: out, CacheTo: to})
-	if err == nil && req.EnableSessionExporter {
-		err = p.FinalizeExport(ctx, meta)
+	if err := run.checkPlatforms(ctx, req.FrontendAttrs, res); err != nil {
+		return done, err
 	}
-	return meta, ending(ctx, err)
+	if len(chosen) > 0 {
+		res.Metadata = maps.Clone(res.Metadata)
+		if res.Metadata == nil {
+			res.Metadata = map[string][]byte{}
+		}
+		maps.Copy(res.Metadata, chosen)
+	}
+	done, err = run.export(ctx, res, build.Export{Outputs: out, CacheTo: to})
+	if err == nil && req.EnableSessionExporter {
+		err = p.FinalizeExport(ctx, done.meta)
+	}
+	return done, ending(ctx, err)
 }
 
 // epochOfArgs gives the build argument SOURCE_DATE_EPOCH to exporters that have none of their own: it counts
@@ -308,6 +333,9 @@ func (r *running) addOutputs(ctx context.Context, b *bridge, res *frontend.Resul
 	if err != nil {
 		return nil, err
 	}
+	if chosen, err := configs(found); err != nil || len(chosen) > 0 {
+		return nil, status.Error(codes.Unimplemented, "exporters that the session chooses cannot have configs")
+	}
 	more, err := outputs(found, r.peer, len(out))
 	if err != nil {
 		return nil, err
@@ -318,25 +346,46 @@ func (r *running) addOutputs(ctx context.Context, b *bridge, res *frontend.Resul
 	return append(out, more...), nil
 }
 
+// checkPlatforms warns if the result's platforms are not those that were asked for.
+func (r *running) checkPlatforms(ctx context.Context, attrs map[string]string, res *frontend.Result) error {
+	v := &result.Result[*frontend.Definition]{Ref: res.Ref, Refs: res.Refs, Metadata: maps.Clone(res.Metadata)}
+	if err := verifier.CaptureFrontendOpts(attrs, v); err != nil {
+		return err
+	}
+	warnings, err := verifier.CheckInvalidPlatforms(ctx, v)
+	if err != nil {
+		return status.Errorf(codes.InvalidArgument, "the result's platforms: %v", err)
+	}
+	for _, w := range warnings {
+		r.status.warn(&controlapi.VertexWarning{Vertex: digest.FromBytes(w.Short).String(), Level: 1, Short: w.Short})
+	}
+	return nil
+}
+
 // export writes the result to where it was asked for.
-func (r *running) export(ctx context.Context, res *frontend.Result, x build.Export) (map[string]string, error) {
+func (r *running) export(ctx context.Context, res *frontend.Result, x build.Export) (done outcome, err error) {
 	if err := name(x.Outputs, string(res.Metadata["image.name"])); err != nil {
-		return nil, err
+		return done, err
 	}
 	if err := annotate(x.Outputs, res.Metadata); err != nil {
-		return nil, err
+		return done, err
 	}
 	plan, err := res.Plan()
 	if err != nil {
-		return nil, err
+		return done, err
 	}
 	out, err := r.build.Export(ctx, plan, x)
 	if err != nil {
-		return nil, err
+		return done, err
 	}
 	meta, err := out.Metadata()
 	if err != nil {
-		return nil, err
+		return done, err
+	}
+	for _, o := range x.Outputs { // of several exporters, the last one says the name
+		if len(o.Names) > 0 {
+			meta["image.name"] = strings.Join(o.Names, ",")
+		}
 	}
 	for _, o := range x.Outputs { // of several exporters, the last one says the name
 		if len(o.Names) > 0 {
@@ -344,7 +393,7 @@ func (r *running) export(ctx context.Context, res *frontend.Result, x build.Expo
 		}
 	}
 	if m, err := r.peer.CacheManifest(); err != nil {
-		return nil, err
+		return done, err
 	} else if m != "" {
 		meta["cache.manifest"] = m
 	}
@@ -353,5 +402,11 @@ func (r *running) export(ctx context.Context, res *frontend.Result, x build.Expo
 			meta[k] = string(v)
 		}
 	}
-	return meta, nil
+	done = outcome{meta: meta, images: map[int64]ocispec.Descriptor{}}
+	for i, d := range out.Images {
+		if x.Outputs[i].Type == export.Image {
+			done.images[int64(i)] = d
+		}
+	}
+	return done, nil
 }

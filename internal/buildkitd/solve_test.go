@@ -22,6 +22,21 @@ func TestEpochOfArgs(t *testing.T) {
 	}
 }
 
+// TestNoAttestations: what buildx asks for if nobody has said anything is nothing that was asked for.
+func TestNoAttestations(t *testing.T) {
+	for attr, want := range map[[2]string]bool{
+		{"attest:provenance", "mode=min,inline-only=true"}: true,
+		{"attest:provenance", "mode=max"}:                  false,
+		{"attest:sbom", ""}:                                false,
+		{"build-arg:BUILDKIT_ATTEST_SBOM", ""}:             false,
+		{"build-arg:ATTEST", "x"}:                          true,
+	} {
+		if err := noAttestations(map[string]string{attr[0]: attr[1]}); (err == nil) != want {
+			t.Errorf("%q: %v", attr, err)
+		}
+	}
+}
+
 func TestCachesOfArgs(t *testing.T) {
 	got := cachesOfArgs(map[string]string{"cache-from": "a,localhost:5000/b:c"})
 	if len(got) != 2 || got[0].Type != "registry" || got[1].Attrs["ref"] != "localhost:5000/b:c" {

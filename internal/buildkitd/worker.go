@@ -28,6 +28,7 @@ type worker struct {
 	labels    map[string]string
 	platforms []ocispec.Platform
 	version   *apitypes.BuildkitVersion
+	gc        []*apitypes.GCPolicy
 }
 
 func newWorker(o Options) worker {
@@ -47,11 +48,14 @@ func newWorker(o Options) worker {
 		},
 	}
 	maps.Copy(w.labels, o.Labels)
+	if l := o.Limit; !l.IsZero() {
+		w.gc = []*apitypes.GCPolicy{{All: true, ReservedSpace: l.Reserved, MaxUsedSpace: l.MaxUsed, MinFreeSpace: l.MinFree}}
+	}
 	return w
 }
 
 func (w *worker) record() *apitypes.WorkerRecord {
-	return &apitypes.WorkerRecord{ID: w.id, Labels: w.labels, Platforms: pb.PlatformsFromSpec(w.platforms), BuildkitVersion: w.version}
+	return &apitypes.WorkerRecord{ID: w.id, Labels: w.labels, Platforms: pb.PlatformsFromSpec(w.platforms), BuildkitVersion: w.version, GCPolicy: w.gc}
 }
 
 // Info implements controlapi.ControlServer.

@@ -19,6 +19,7 @@ import (
 	"github.com/kiln-build/kiln/internal/diag"
 	"github.com/kiln-build/kiln/internal/registry"
 	"github.com/kiln-build/kiln/internal/sandbox/gvisor"
+	"github.com/kiln-build/kiln/internal/store"
 	"github.com/spf13/cobra"
 )
 
@@ -35,7 +36,11 @@ type buildkitdFlags struct {
 	Debug           bool
 	WorkerLabels    []string // K=V
 	OCI, Containerd bool
+	GC              bool
+	StoreLimit      string
 	Parallelism     int
+
+	config *buildkitd.Config // what was read of Config
 }
 
 const buildkitdLong = `Serve BuildKit's API until it is interrupted, so that buildctl, docker buildx and
@@ -68,6 +73,7 @@ func newBuildkitdCommand(app *App) *cobra.Command {
 	fl := cmd.Flags()
 	fl.StringArrayVar(&f.Addrs, "addr", nil, "address to listen on, unix://PATH or tcp://HOST:PORT; may be given more than once (default the socket that BuildKit's clients expect)")
 	fl.StringVar(&f.Root, "root", "", "directory of the local store, or of other things besides, among which it gets the directory kiln (default $KILN_ROOT, or kiln in the user's data directory)")
+	fl.StringVar(&f.StoreLimit, "store-limit", "", "how large the store may be after a build, 20GB, 60% of its disk or none (default the configuration file's, $KILN_STORE_LIMIT, or 80% up to 100GB, with 20% of the disk free)")
 	fl.StringVar(&f.Config, "config", "", "buildkitd.toml; settings in it that have no effect are named in the log (default BuildKit's place for it)")
 	fl.StringVar(&f.TLS.Cert, "tlscert", "", "certificate of the server, for tcp addresses")
 	fl.StringVar(&f.TLS.Key, "tlskey", "", "key of the certificate")
@@ -81,7 +87,8 @@ func newBuildkitdCommand(app *App) *cobra.Command {
 	fl.IntVar(&f.Parallelism, "oci-max-parallelism", 0, "how many RUN steps of a build run at the same time (default the number of processors)")
 	fl.BoolVar(&f.OCI, "oci-worker", true, "accepted for BuildKit's sake; there is no other worker")
 	fl.BoolVar(&f.Containerd, "containerd-worker", false, "accepted for BuildKit's sake, if false")
-	for _, n := range []string{"oci-worker-rootless", "oci-worker-no-process-sandbox", "oci-worker-gc", "rootless"} {
+	fl.BoolVar(&f.GC, "oci-worker-gc", true, "keep the store to its limit")
+	for _, n := range []string{"oci-worker-rootless", "oci-worker-no-process-sandbox", "rootless"} {
 		fl.Bool(n, false, "accepted for BuildKit's sake")
 		_ = fl.MarkHidden(n)
 	}
@@ -110,6 +117,7 @@ func (a *App) buildkitdOptions(cmd *cobra.Command, f *buildkitdFlags) (o buildki
 		return o, err
 	}
 	f.complete(c)
+	f.config = c
 	o.Log = newLog(a.Err, f.Debug)
 	for _, name := range ignored {
 		o.Log.Warn("this setting of the configuration has no effect", "setting", name, "file", f.Config)
@@ -139,6 +147,7 @@ func (a *App) buildkitdOptions(cmd *cobra.Command, f *buildkitdFlags) (o buildki
 	}
 	o.Registry = registry.Options{Insecure: f.Insecure, Logger: o.Log}
 	o.Entitlements, o.Parallel = f.Entitlements, f.Parallelism
+	o.History = c.History.MaxEntries
 	c.Registries(&o.Registry)
 	return o, nil
 }
@@ -187,6 +196,9 @@ func (a *App) buildkitd(ctx context.Context, f *buildkitdFlags, o buildkitd.Opti
 	if o.Store, err = a.OpenStore(console.BelowRoot(f.Root)); err != nil {
 		return err
 	}
+	if o.Limit, err = f.limit(o.Store, a.Getenv); err != nil {
+		return err
+	}
 	o.Sandbox, o.Environ, o.Version = gvisor.New(gvisor.Options{}), os.Environ(), buildVersion().Revision
 	s, err := buildkitd.New(o)
 	if err != nil {
@@ -208,6 +220,19 @@ func (a *App) buildkitd(ctx context.Context, f *buildkitdFlags, o buildkitd.Opti
 		a.announce(o.Log, l, lo.TLS)
 	}
 	return s.Serve(ctx, f.Grace, ls...)
+}
+
+// limit is how large the store may become: what a flag says goes before the configuration, and that before the environment.
+func (f *buildkitdFlags) limit(st *store.Store, getenv func(string) string) (store.Limit, error) {
+	if !f.GC {
+		return store.Limit{}, nil
+	}
+	if f.StoreLimit == "" {
+		if l, ok, err := f.config.Limit(st); ok || err != nil {
+			return l, err
+		}
+	}
+	return st.ParseLimit(cmp.Or(f.StoreLimit, getenv("KILN_STORE_LIMIT")))
 }
 
 // announce says where the server listens, and who may use it.

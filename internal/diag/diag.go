@@ -6,6 +6,7 @@ package diag
 import (
 	"errors"
 	"fmt"
+	"strings"
 )
 
 // Exit codes of the kiln command, documented in docs/exit-codes.md.
@@ -45,6 +46,18 @@ func (e *Error) Error() string {
 }
 
 func (e *Error) Unwrap() error { return e.Err }
+
+// Message is what an error says without the places in Dockerfiles, for those who show the lines.
+func Message(err error) string {
+	s := err.Error()
+	var d *Error
+	for e := err; errors.As(e, &d); e = d.Err {
+		if d.At != nil && d.At.File != "" {
+			s = strings.Replace(s, d.Error(), d.Err.Error(), 1)
+		}
+	}
+	return s
+}
 
 // New returns an Error with an exit code.
 func New(code int, format string, a ...any) *Error {

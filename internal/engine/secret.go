@@ -10,6 +10,7 @@ import (
 	"github.com/kiln-build/kiln/internal/diag"
 	"github.com/kiln-build/kiln/internal/sandbox"
 	"github.com/kiln-build/kiln/internal/secret"
+	"github.com/kiln-build/kiln/internal/sshagent"
 )
 
 // secret returns a secret's value; ok is false if there is none and it is optional.
@@ -58,7 +59,7 @@ func (r *run) secretEnv(ctx context.Context, x *Exec, out *stepMounts) (env []st
 
 // agentSocket makes of s a socket with an SSH agent behind it; shown is false if there is no such agent.
 func (r *run) agentSocket(ctx context.Context, m *SSHMount, s *sandbox.Mount) (shown bool, err error) {
-	err = fs.ErrNotExist
+	err = &sshagent.NoneError{}
 	var c net.Conn
 	if r.SSH != nil {
 		c, err = r.SSH.DialAgent(ctx, m.ID) // to find out whether there is one
@@ -67,7 +68,7 @@ func (r *run) agentSocket(ctx context.Context, m *SSHMount, s *sandbox.Mount) (s
 	case errors.Is(err, fs.ErrNotExist) && m.Optional:
 		return false, nil
 	case errors.Is(err, fs.ErrNotExist):
-		return false, diag.New(diag.ExitDockerfile, "SSH agent %q: not found", m.ID).
+		return false, diag.New(diag.ExitDockerfile, "no SSH key %q: %w", m.ID, err).
 			WithHint("the step needs it: give it with --ssh %s, --ssh %s=SOCKET or --ssh %s=KEYFILE", m.ID, m.ID, m.ID)
 	case err != nil:
 		return false, fmt.Errorf("SSH agent %q: %w", m.ID, err)

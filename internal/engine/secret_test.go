@@ -92,7 +92,7 @@ func TestSecretMissing(t *testing.T) {
 			want: `secret "x" has 512001 bytes`, code: diag.ExitFailure,
 		},
 		"failing":  {env: []engine.SecretEnv{{Name: "N", ID: "x", Optional: true}}, secrets: failing{}, want: `secret "x": the vault is shut`, code: diag.ExitFailure},
-		"no agent": {mount: []engine.Mount{{Dest: "/s", SSH: &engine.SSHMount{ID: "default"}}}, want: `SSH agent "default": not found`, code: diag.ExitDockerfile},
+		"no agent": {mount: []engine.Mount{{Dest: "/s", SSH: &engine.SSHMount{ID: "default"}}}, want: `no SSH key "default": there is no such agent`, code: diag.ExitDockerfile},
 	} {
 		f := newFixture(t)
 		op := f.exec("write a 1")

@@ -69,8 +69,10 @@ func (f *fields) level(c layer.Compression) int {
 	switch {
 	case c == layer.Uncompressed:
 		f.fail("compression-level=%s: there is nothing to compress", v)
-	case err != nil || n < 1 || n > highest:
-		f.fail("compression-level=%s: levels are 1 to %d", v, highest)
+	case err != nil || n < 0 || n > highest:
+		f.fail("compression-level=%s: levels are 0 to %d", v, highest)
+	case n == 0:
+		return layer.LeastLevel
 	}
 	return n
 }

@@ -17,6 +17,7 @@ import (
 
 // PlatformTree is the root file system of one platform's image.
 type PlatformTree struct {
+	ID       string // "linux/arm64": what its directory is called by, linux_arm64; empty: the platform's name
 	Platform ocispec.Platform
 	Tree     tree.Tree
 }
@@ -26,13 +27,22 @@ type PlatformTree struct {
 func SplitPlatforms(ts []PlatformTree, at time.Time) tree.Tree {
 	var all []tree.Tree
 	for _, t := range ts {
-		all = append(all, &below{dir: platformDir(t.Platform), tree: t.Tree, time: at})
+		all = append(all, &below{dir: platformDir(t), tree: t.Tree, time: at})
 	}
 	return rootfs.New(all...)
 }
 
-func platformDir(p ocispec.Platform) string {
-	return strings.ReplaceAll(platforms.FormatAll(platforms.Normalize(p)), "/", "_")
+// platformDir is one name, whatever a client calls its platforms.
+func platformDir(t PlatformTree) string {
+	id := t.ID
+	if id == "" {
+		id = platforms.FormatAll(platforms.Normalize(t.Platform))
+	}
+	id = strings.NewReplacer("/", "_", `\`, "_", ":", "_").Replace(id)
+	if id == "." || id == ".." {
+		return strings.Repeat("_", len(id))
+	}
+	return id
 }
 
 // MergePlatforms is one tree with the files of all. Two platforms with a file of
@@ -47,7 +57,7 @@ func MergePlatforms(ts []PlatformTree) (tree.Tree, error) {
 				return nil
 			}
 			if other, ok := of[p]; ok {
-				return diag.New(diag.ExitUsage, "%s has a file %q, and so has %s", name, p, other).
+				return diag.New(diag.ExitUsage, "cannot overwrite %s from %s with %s", p, other, name).
 					WithHint("Leave platform-split=false out: each platform then has a directory of its own.")
 			}
 			of[p] = name

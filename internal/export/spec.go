@@ -231,8 +231,6 @@ func (s *Spec) check(api bool) error {
 		return refuse("type=%s needs dest=PATH", s.Type)
 	case !api && s.Dest == "-" && (s.Type == Local || s.Dir):
 		return refuse("a directory cannot go to standard output")
-	case s.DockerTypes && s.Compression == layer.Zstd:
-		return refuse("compression=zstd conflicts with oci-mediatypes=false: docker's media types have no name for it")
 	case s.DockerTypes && len(s.Annotations) > 0:
 		return refuse("annotations conflict with oci-mediatypes=false: docker's manifests have none")
 	case s.ByDigest && !s.ToRegistry():
@@ -271,7 +269,7 @@ func (s Spec) String() string {
 	}
 	add("compression", string(s.Compression))
 	if s.Level != 0 {
-		add("compression-level", fmt.Sprint(s.Level))
+		add("compression-level", fmt.Sprint(max(s.Level, 0)))
 	}
 	set("force-compression", s.Force, true)
 	set("oci-mediatypes", s.DockerTypes, false)

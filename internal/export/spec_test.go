@@ -36,6 +36,8 @@ func TestParseSpec(t *testing.T) {
 		"type=image,compression=zstd,compression-level=22,force-compression=true": {
 			Type: Image, ImageOptions: ImageOptions{Compression: layer.Zstd, Level: 22, Force: true},
 		},
+		"type=image,compression=zstd,oci-mediatypes=false": {Type: Image, ImageOptions: ImageOptions{Compression: layer.Zstd, DockerTypes: true}},
+		"type=image,compression-level=0":                   {Type: Image, ImageOptions: ImageOptions{Level: layer.LeastLevel}},
 		"type=oci,dest=x,oci-mediatypes=false,rewrite-timestamp=false,compression=uncompressed": {
 			Type: OCI, Dest: "x", ImageOptions: ImageOptions{Compression: layer.Uncompressed, DockerTypes: true, KeepTimes: true},
 		},
@@ -69,7 +71,7 @@ func TestParseSpec(t *testing.T) {
 		"type=oci", "type=local,dest=-", "type=oci,dest=-,tar=false", "type=tar,dest=x,push=true", "type=image,push=maybe", "type=oci,dest=x,tar=no",
 		"type=image,type=oci", "type=tar,dest=a,dest=b", "type=docker,dest=x,tar=false", `type="tar`, "=x", "type=image,push=",
 		"type=registry,push=false", "type=cacheonly,dest=x", "type=local,dest=x,mode=delete", "type=docker,context=other", "type=image,Push=1,push=0",
-		"type=image,compression=estargz", "type=image,compression=zstd,oci-mediatypes=false", "type=image,compression-level=10", "type=image,compression-level=0",
+		"type=image,compression=estargz", "type=image,compression-level=10", "type=image,compression-level=-1",
 		"type=image,compression=uncompressed,compression-level=1", "type=image,prefer-nondist-layers=false", "type=image,push-by-digest=true",
 		"type=image,annotation-other.a=b", "type=image,annotation.=b", "type=image,annotation-index[x/y/z/w].a=b", "type=image,annotation=b",
 		"type=image,oci-mediatypes=false,annotation.a=b", "type=image,source-date-epoch=now", "type=tar,dest=x,mode=copy", "type=tar,dest=x,compression=gzip",

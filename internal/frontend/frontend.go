@@ -8,8 +8,10 @@
 package frontend
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -288,6 +290,9 @@ func (r *Result) Plan() (*Plan, error) {
 				return nil, fmt.Errorf("there is no result for platform %s", p.ID)
 			}
 			pp.Definition = def
+		}
+		if string(bytes.TrimSpace(pp.Config)) == "null" {
+			return nil, errors.New("invalid null image config for export")
 		}
 		if pp.Config == nil {
 			if pp.Config, err = defaultConfig(p.Platform); err != nil {

@@ -47,19 +47,24 @@ const (
 // maxGzipBlocks bounds what is compressed at once, and so memory.
 const maxGzipBlocks = 4
 
+// LeastLevel is the level that users call 0: gzip then stores what it gets, and zstd is at its fastest.
+const LeastLevel = -1
+
 // Compress returns a writer that compresses to w. Level 0 is the default of
-// the compression; others are gzip's 1 to 9 and zstd's 1 to 22. The bytes depend only on
+// the compression; others are LeastLevel, gzip's 1 to 9 and zstd's 1 to 22. The bytes depend only on
 // input, compression and level, neither on the time nor on the machine nor on how the
 // input is cut into writes. Close ends the stream, does not close w, and must be
 // called even after an error.
 func Compress(w io.Writer, c Compression, level int) (io.WriteCloser, error) {
 	switch c {
 	case Gzip:
-		if level < 0 || level > 9 {
+		switch {
+		case level < LeastLevel || level > 9:
 			return nil, fmt.Errorf("gzip has no level %d: 1 to 9", level)
-		}
-		if level == 0 {
+		case level == 0:
 			level = pgzip.DefaultCompression
+		case level == LeastLevel:
+			level = pgzip.NoCompression
 		}
 		z, err := pgzip.NewWriterLevel(w, level)
 		if err != nil {
@@ -68,11 +73,13 @@ func Compress(w io.Writer, c Compression, level int) (io.WriteCloser, error) {
 		z.ModTime = time.Unix(0, 0) // pgzip writes the zero time as some other one
 		return gzipWriter{z}, z.SetConcurrency(gzipBlock, min(runtime.GOMAXPROCS(0), maxGzipBlocks))
 	case Zstd:
-		if level < 0 || level > 22 {
+		switch {
+		case level < LeastLevel || level > 22:
 			return nil, fmt.Errorf("zstd has no level %d: 1 to 22", level)
-		}
-		if level == 0 {
+		case level == 0:
 			level = 3
+		case level == LeastLevel:
+			level = 1
 		}
 		return zstd.NewWriter(w, zstd.WithEncoderLevel(zstd.EncoderLevelFromZstd(level)),
 			zstd.WithWindowSize(zstdWindow), zstd.WithEncoderConcurrency(1), zstd.WithLowerEncoderMem(true))

@@ -74,7 +74,7 @@ func TestCompressRoundTrip(t *testing.T) {
 	for _, n := range []int{0, 1, gzipBlock - 1, gzipBlock, gzipBlock + 1, 3_000_000} {
 		in := text(n)
 		for _, c := range []Compression{Gzip, Zstd} {
-			for _, level := range []int{0, 1, 9} {
+			for _, level := range []int{LeastLevel, 0, 1, 9} {
 				b := compress(t, c, level, in, 10000)
 				got, err := decompress(t, b)
 				if err != nil || !bytes.Equal(got, in) {
@@ -141,7 +141,7 @@ func TestCompressRefuses(t *testing.T) {
 	for _, tt := range []struct {
 		c     Compression
 		level int
-	}{{"", 0}, {"lz4", 0}, {Gzip, -1}, {Gzip, 10}, {Zstd, 23}, {Zstd, -1}} {
+	}{{"", 0}, {"lz4", 0}, {Gzip, -2}, {Gzip, 10}, {Zstd, 23}, {Zstd, -2}} {
 		if w, err := Compress(io.Discard, tt.c, tt.level); err == nil {
 			t.Errorf("%q level %d is taken", tt.c, tt.level)
 			w.Close()

@@ -196,7 +196,7 @@ func (s *Step) Warn(f Finding) { s.send(Event{Kind: Warning, Finding: f}) }
 func (s *Step) Done(err error) {
 	e := Event{Kind: StepDone}
 	if err != nil {
-		e.Error = err.Error()
+		e.Error = diag.Message(err) // the place is that of the step
 	}
 	s.finish(e)
 }

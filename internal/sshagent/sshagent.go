@@ -82,11 +82,27 @@ func Open(sources []Source, getenv func(string) string) (*Agents, error) {
 	return a, nil
 }
 
+// NoneError is the error of an agent that was not passed, an fs.ErrNotExist.
+type NoneError struct {
+	Said string // by whoever was asked for it; may be empty
+}
+
+// Error implements error.
+func (e *NoneError) Error() string {
+	if e.Said != "" {
+		return e.Said
+	}
+	return "there is no such agent"
+}
+
+// Is makes the error an fs.ErrNotExist.
+func (e *NoneError) Is(target error) bool { return target == fs.ErrNotExist }
+
 // DialAgent connects to an agent. The error is fs.ErrNotExist if none of that ID was passed.
 func (a *Agents) DialAgent(ctx context.Context, id string) (net.Conn, error) {
 	d := a.dial[id]
 	if d == nil {
-		return nil, fmt.Errorf("SSH agent %q: %w", id, fs.ErrNotExist)
+		return nil, &NoneError{}
 	}
 	c, err := d(ctx)
 	if errors.Is(err, fs.ErrNotExist) {

@@ -29,26 +29,32 @@ func (s *Store) DefaultLimit() (Limit, error) {
 // ParseLimit reads a limit: empty is DefaultLimit's, "none" is none, else it is how large
 // the store may be, as a size ("20GB") or as a part of its disk ("60%").
 func (s *Store) ParseLimit(text string) (Limit, error) {
-	bad := diag.New(diag.ExitUsage, "store limit %q: it is not a size such as 20GB, a part of the disk such as 60%%, or none", clip(text))
-	part, percent := strings.CutSuffix(text, "%")
-	switch {
-	case text == "":
+	switch text {
+	case "":
 		return s.DefaultLimit()
-	case text == "none":
+	case "none":
 		return Limit{}, nil
-	case percent:
+	}
+	n, err := s.ParseSize(text)
+	return Limit{MaxUsed: n}, err
+}
+
+// ParseSize reads a size ("20GB") or a part of the store's disk ("60%"), and returns it in bytes.
+func (s *Store) ParseSize(text string) (int64, error) {
+	bad := diag.New(diag.ExitUsage, "store limit %q: it is not a size such as 20GB, a part of the disk such as 60%%, or none", clip(text))
+	if part, ok := strings.CutSuffix(text, "%"); ok {
 		n, err := strconv.Atoi(part)
 		if err != nil || n < 1 || n > 100 {
-			return Limit{}, bad
+			return 0, bad
 		}
 		size, _, err := s.disk()
-		return Limit{MaxUsed: size / 100 * int64(n)}, err
+		return size / 100 * int64(n), err
 	}
 	n, err := units.FromHumanSize(text)
 	if err != nil || n < 1 {
-		return Limit{}, bad
+		return 0, bad
 	}
-	return Limit{MaxUsed: n}, nil
+	return n, nil
 }
 
 // disk is the size of the store's disk, and what this user may still fill of it.

@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc/metadata"
 
 	"github.com/kiln-build/kiln/internal/source/remote"
+	"github.com/kiln-build/kiln/internal/sshagent"
 )
 
 // Secret implements remote.Secrets.
@@ -45,7 +46,7 @@ func missing(err error) error {
 // DialAgent implements remote.SSH.
 func (p *Peer) DialAgent(ctx context.Context, id string) (net.Conn, error) {
 	if p.id == "" {
-		return nil, fs.ErrNotExist
+		return nil, &sshagent.NoneError{}
 	}
 	c, err := p.caller(ctx, "")
 	if err != nil {
@@ -53,10 +54,13 @@ func (p *Peer) DialAgent(ctx context.Context, id string) (net.Conn, error) {
 	}
 	client := sshforward.NewSSHClient(c.Conn())
 	if _, err := client.CheckAgent(c.Context(ctx), &sshforward.CheckAgentRequest{ID: id}); err != nil {
-		if grpcerrors.Code(err) == codes.Unimplemented {
-			return nil, fs.ErrNotExist
+		switch grpcerrors.Code(err) {
+		case codes.Unimplemented:
+			return nil, &sshagent.NoneError{}
+		case codes.Unavailable, codes.Canceled, codes.DeadlineExceeded:
+			return nil, fmt.Errorf("ask the client: %w", err)
 		}
-		return nil, fmt.Errorf("ask the client: %w", err)
+		return nil, &sshagent.NoneError{Said: err.Error()} // BuildKit's client has no code for it
 	}
 	// The connection lasts longer than the call, but no longer than the build.
 	sctx, cancel := context.WithCancel(c.Context(p.ctx))

@@ -37,6 +37,7 @@ func Run(t *testing.T, newSandbox func() sandbox.Sandbox, opts Options) {
 		{"NoChanges", testNoChanges},
 		{"ChangeTypes", testChangeTypes},
 		{"Whiteouts", testWhiteouts},
+		{"Unchanged", testUnchanged},
 		{"Xattrs", testXattrs},
 		{"LowerKinds", testLowerKinds},
 		{"LargeSparse", testLargeSparse},

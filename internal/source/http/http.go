@@ -149,7 +149,7 @@ func (c *client) get(ctx context.Context) (_ *Response, again bool, err error) {
 	if resp.StatusCode != http.StatusOK && !known {
 		resp.Body.Close()
 		again := resp.StatusCode >= 500 || resp.StatusCode == http.StatusTooManyRequests
-		return nil, again, fmt.Errorf("server answers %s", status(resp))
+		return nil, again, fmt.Errorf("invalid response status %s", status(resp))
 	}
 	if resp.ContentLength > c.o.MaxBytes {
 		resp.Body.Close()

@@ -49,12 +49,13 @@ func (g *guest) run(p wire.Process, conn *wire.Conn, changes io.Writer) (wire.Re
 	if err := g.removeStubs(rootOf(fs.upper), fs.points); err != nil {
 		return r, fmt.Errorf("remove mount points: %w", err)
 	}
-	// Nobody is left to write to it; from here it is a layer like the others.
-	if err := g.vfs.SetMountReadOnly(fs.upper, true); err != nil && !linuxerr.Equals(linuxerr.EBUSY, err) {
-		return r, fmt.Errorf("freeze upper layer: %w", err)
-	}
+	// Nobody is left to write to it.
 	if err := g.writeChanges(fs.upper, fs.below, changes); err != nil {
 		return r, fmt.Errorf("write layer: %w", err)
+	}
+	// From here it is a layer like the others.
+	if err := g.vfs.SetMountReadOnly(fs.upper, true); err != nil && !linuxerr.Equals(linuxerr.EBUSY, err) {
+		return r, fmt.Errorf("freeze upper layer: %w", err)
 	}
 	return r, g.addLower(fs.upper)
 }
