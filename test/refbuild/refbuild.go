@@ -52,6 +52,36 @@ func Programs(ctx context.Context) (string, error) {
 	return bin, os.WriteFile(filepath.Join(bin, "done"), nil, 0o644)
 }
 
+// BuildxVersion is that of buildx, as test/buildx/go.mod pins it.
+const BuildxVersion = "v0.37.0"
+
+// Buildx builds docker's buildx, which is a program of its own besides a plugin, into the cache
+// directory, and returns its path.
+func Buildx(ctx context.Context) (string, error) {
+	root, err := testenv.Root()
+	if err != nil {
+		return "", err
+	}
+	cache, err := testenv.CacheDir()
+	if err != nil {
+		return "", err
+	}
+	bin := filepath.Join(cache, "bin", "buildx-"+BuildxVersion)
+	if _, err := os.Stat(bin); err == nil {
+		return bin, nil
+	}
+	if err := os.MkdirAll(filepath.Dir(bin), 0o755); err != nil {
+		return "", err
+	}
+	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", bin+".new", "github.com/docker/buildx/cmd/buildx")
+	cmd.Dir = filepath.Join(root, "test", "buildx")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-buildvcs=false")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build buildx: %w\n%s", err, out)
+	}
+	return bin, os.Rename(bin+".new", bin)
+}
+
 // Daemon is a running buildkitd.
 type Daemon struct {
 	// PID is its process, whose descendants are all that a build runs.
