@@ -70,7 +70,7 @@ func startServer(t *testing.T, r *kilnrun.Runner, args ...string) *server {
 // serveBed starts a server with the bed's store, which speaks plain HTTP with the bed's registry.
 func serveBed(t *testing.T, bed *kilnrun.Bed, args ...string) *server {
 	t.Helper()
-	return startServer(t, bed.Runner, append([]string{"--addr", "unix://" + filepath.Join(bed.Work, "s.sock"), "--insecure-registry", bed.Host}, args...)...)
+	return startServer(t, bed.Runner, append([]string{"--addr", "unix://" + filepath.Join(bed.Work, "s.sock"), "--insecure-registry", bed.Host, "--store-limit", "none"}, args...)...)
 }
 
 // serveEmpty starts one more, with a store of its own that has nothing.
@@ -263,6 +263,16 @@ func contains(t *testing.T, out string, texts ...string) {
 	for _, s := range texts {
 		if !strings.Contains(out, s) {
 			t.Errorf("there is no %q in\n%s", s, out)
+		}
+	}
+}
+
+// eventually waits until something is so.
+func eventually(t *testing.T, what string, so func() bool) {
+	t.Helper()
+	for end := time.Now().Add(patience); !so(); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("not within %v: %s", patience, what)
 		}
 	}
 }
