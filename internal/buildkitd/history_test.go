@@ -140,16 +140,16 @@ func TestFilterHistory(t *testing.T) {
 		return &controlapi.BuildHistoryEvent{Record: r}
 	}
 	for expressions, want := range map[string]string{
-		"":                                       "old long bad off runs",
-		"status==error":                          "bad",
-		"status==canceled|status==error":         "bad off",
-		"status==running":                        "runs",
-		"ref~=^o":                                "old off",
-		"repository==https://example.com/r":      "old long",
-		"duration>1m":                            "long",
-		"startedAt<24h,status==completed":        "old",
-		"startedAt>=24h":                         "long bad off runs",
-		"completedAt>2026-01-01T00:00:00Z":      "old long bad off",
+		"":                                  "old long bad off runs",
+		"status==error":                     "bad",
+		"status==canceled|status==error":    "bad off",
+		"status==running":                   "runs",
+		"ref~=^o":                           "old off",
+		"repository==https://example.com/r": "old long",
+		"duration>1m":                       "long",
+		"startedAt<24h,status==completed":   "old",
+		"startedAt>=24h":                    "long bad off runs",
+		"completedAt>2026-01-01T00:00:00Z":  "old long bad off",
 	} {
 		events := []*controlapi.BuildHistoryEvent{
 			event("old", 48*time.Hour, time.Second, "", map[string]string{"vcs:source": "https://example.com/r"}),
