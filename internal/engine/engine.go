@@ -15,6 +15,7 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sync/errgroup"
@@ -254,6 +255,8 @@ func (r *run) claim(ctx context.Context, s *state, key digest.Digest) (recs []ca
 	if ok || err != nil {
 		return nil, release, err
 	}
+	long := time.AfterFunc(time.Second, func() { r.Progress.Note(fmt.Sprintf("another build does %q: waiting for it", s.op.Name)) })
+	defer long.Stop()
 	if release, err = r.Store.Lock(ctx, name); err != nil {
 		return nil, nil, err
 	}
