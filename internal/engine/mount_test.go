@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"os"
@@ -330,6 +331,72 @@ func TestMountErrors(t *testing.T) {
 		var d *diag.Error
 		if !errors.As(err, &d) || diag.ExitCode(err) != diag.ExitDockerfile || !strings.Contains(err.Error(), `"/no/such": not found`) {
 			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// TestIgnoreCacheEmptiesMounts: what a step that runs in any case finds in its cache mounts is
+// what the build has put there.
+func TestIgnoreCacheEmptiesMounts(t *testing.T) {
+	b := newBed(t)
+	cacheMount := func(id string, input int) []engine.Mount {
+		return []engine.Mount{{Dest: "/c", Input: input, Source: ".", Writable: true, Cache: &engine.CacheMount{ID: id}}}
+	}
+	// steps has a step for each script on one cache mount, and what they saw in /1, /2 …
+	steps := func(id string, input int, ignore bool, marks ...string) *engine.Graph {
+		g := &graph{}
+		last := g.root()
+		seed := g.copy(g.add(local("context")), "/used", "/")
+		for i, m := range marks {
+			last = g.run(fmt.Sprintf("echo $(ls /c) > /%d; touch /c/%s", i+1, m), cacheMount(id, input), last, nil, seed)
+			last.IgnoreCache = ignore
+		}
+		return &g.Graph
+	}
+	for _, c := range []struct {
+		id     string
+		input  int // 1: nothing, 2: something
+		ignore bool
+		mark   string
+		want   string
+	}{
+		{"one", 1, false, "a", ""},
+		{"one", 1, false, "b", "a"},
+		{"one", 2, false, "c", "f link"},
+		{"other", 1, false, "d", ""},
+		{"one", 1, true, "e", ""},
+		{"one", 1, false, "f", "e"},
+		{"one", 2, false, "g", "c f link"},
+		{"other", 1, false, "h", "d"},
+		{"one", 2, true, "i", "f link"},
+		{"one", 1, false, "j", "e f"},
+	} {
+		fs, n, _, err := b.solve(t, boundFiles(), steps(c.id, c.input, c.ignore, c.mark))
+		if err != nil || n != 1 {
+			t.Fatalf("%+v: %d steps: %v", c, n, err)
+		}
+		if got := strings.TrimSpace(content(t, fs, "1")); got != c.want {
+			t.Errorf("%+v: in the mount there is %q", c, got)
+		}
+	}
+	// Once in a build, whose second step finds what the first one left.
+	fs, _, _, err := b.solve(t, boundFiles(), steps("one", 1, true, "k", "l"))
+	if err != nil || strings.TrimSpace(content(t, fs, "2")) != "k" {
+		t.Errorf("the second step sees %q: %v", content(t, fs, "2"), err)
+	}
+	solver := engine.New(b.config(boundFiles(), nil))
+	defer solver.Close()
+	for _, mark := range []string{"m", "n"} {
+		res, err := solver.Solve(t.Context(), steps("one", 1, true, mark), engine.Watch{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		tr, err := solver.Tree(t.Context(), res)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, want := strings.TrimSpace(content(t, tr, "1")), map[string]string{"m": "", "n": "m"}[mark]; got != want {
+			t.Errorf("step %s of the build sees %q, want %q", mark, got, want)
 		}
 	}
 }

@@ -79,6 +79,7 @@ type Solver struct {
 	readers  map[digest.Digest]*layer.Reader
 	bound    map[bound]image.Layer         // parts of build contexts that became layers
 	images   map[digest.Digest]image.Layer // layers of the images that were resolved
+	emptied  map[emptied]bool              // cache mounts
 }
 
 // New returns a Solver.
@@ -90,7 +91,7 @@ func New(c Config) *Solver {
 	return &Solver{
 		Config: c, slots: semaphore.NewWeighted(int64(c.Parallel)), flights: newFlights(),
 		contexts: map[string]tree.Tree{}, readers: map[digest.Digest]*layer.Reader{}, bound: map[bound]image.Layer{},
-		images: map[digest.Digest]image.Layer{},
+		images: map[digest.Digest]image.Layer{}, emptied: map[emptied]bool{},
 	}
 }
 
