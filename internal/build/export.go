@@ -28,7 +28,7 @@ import (
 type Export struct {
 	Outputs     []Output
 	Compression layer.Compression // of new layers, where an output does not say; empty: gzip
-	// CacheTo is the cache that is written, and type=inline beside it.
+	// CacheTo are the caches that are written.
 	CacheTo []cache.Spec
 	// MountsTo is the cache that the cache mounts are written to which steps used.
 	MountsTo []cache.Spec
