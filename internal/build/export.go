@@ -304,7 +304,7 @@ func (e *exporting) writeImage(ctx context.Context, o Output, v *variant) error 
 		return err
 	}
 	images := []image.ToSave{{Descriptor: v.desc, Refs: o.Names}}
-	opt := image.SaveOptions{Docker: o.Type == export.Docker, Fetcher: e.images, Platform: *v.built[0].Manifest.Platform}
+	opt := image.SaveOptions{Docker: o.Type == export.Docker && !o.Dir, Fetcher: e.images, Platform: *v.built[0].Manifest.Platform}
 	if o.Dir && o.To == nil {
 		return image.SaveLayout(ctx, e.Store, o.Dest, images, opt)
 	}

@@ -132,11 +132,55 @@ type heldCache struct {
 	*cachemount.Mount
 	volume   *sandbox.Volume
 	writable bool
+	unshare  func() // nil if nobody else has it
 }
 
 func (m *stepMounts) release() {
 	for _, c := range m.caches {
 		c.Release()
+		if c.unshare != nil {
+			c.unshare()
+		}
+	}
+}
+
+// sharers are the steps of a build that have a cache mount at the same time.
+type sharers struct {
+	steps int
+	told  bool
+}
+
+// share says, when a step has run for long beside others with the same cache mount, that none sees what
+// another writes: a step that waits for a file of another's would wait for ever. The step calls unshare at its end.
+func (s *Solver) share(k cachemount.Key) (unshare func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	sh := s.sharers[k]
+	if sh == nil {
+		sh = &sharers{}
+		s.sharers[k] = sh
+	}
+	sh.steps++
+	note := func() {
+		s.mu.Lock()
+		tell := sh.steps > 1 && !sh.told
+		sh.told = sh.told || tell
+		s.mu.Unlock()
+		if tell {
+			s.Progress.Note(fmt.Sprintf("cache mount %q is used by several steps at once: none sees what another writes before that has ended; with sharing=locked they take turns", k.ID))
+		}
+	}
+	var timer *time.Timer
+	if sh.steps > 1 {
+		timer = time.AfterFunc(s.patience, note)
+	}
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		sh.steps--
+		if timer != nil {
+			timer.Stop()
+		}
 	}
 }
 
@@ -315,7 +359,11 @@ func (r *run) takeCache(ctx context.Context, op *Op, k cachemount.Key, sharing c
 		c.Release()
 		return nil, err
 	}
-	return &heldCache{Mount: c, volume: r.volume(c.Layers)}, nil
+	held := &heldCache{Mount: c, volume: r.volume(c.Layers)}
+	if sharing == cachemount.Shared {
+		held.unshare = r.share(c.Key)
+	}
+	return held, nil
 }
 
 // importCache gets a cache mount that the store does not have from elsewhere.

@@ -10,12 +10,15 @@ import (
 	"os"
 	"runtime"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/kiln-build/kiln/internal/cache"
+	"github.com/kiln-build/kiln/internal/cachemount"
 	"github.com/kiln-build/kiln/internal/diag"
 	"github.com/kiln-build/kiln/internal/engine"
 	"github.com/kiln-build/kiln/internal/fileop"
@@ -397,6 +400,68 @@ func TestIgnoreCacheEmptiesMounts(t *testing.T) {
 		}
 		if got, want := strings.TrimSpace(content(t, tr, "1")), map[string]string{"m": "", "n": "m"}[mark]; got != want {
 			t.Errorf("step %s of the build sees %q, want %q", mark, got, want)
+		}
+	}
+}
+
+// notes is a sink of what is said of cache mounts that are shared.
+type notes struct {
+	mu  sync.Mutex
+	all []string
+}
+
+// Send implements progress.Sink.
+func (n *notes) Send(e progress.Event) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if e.Kind == progress.Note && strings.Contains(e.Text, "several steps at once") {
+		n.all = append(n.all, e.Text)
+	}
+}
+
+// TestSharedCacheIsTold: steps that run at the same time with one shared cache mount do not see
+// each other's files, and it is said once; not of steps that take turns.
+func TestSharedCacheIsTold(t *testing.T) {
+	b := newBed(t)
+	for _, c := range []struct {
+		name    string
+		sharing cachemount.Sharing
+		chained bool // one step after the other
+		want    int
+	}{{"shared", cachemount.Shared, false, 1}, {"locked", cachemount.Locked, false, 0}, {"private", cachemount.Private, false, 0}, {"chained", cachemount.Shared, true, 0}} {
+		g := &graph{}
+		root := g.root()
+		var ends []*engine.Op
+		from := root
+		for _, mine := range []string{"a", "b"} {
+			m := []engine.Mount{{Dest: "/c", Input: 1, Source: ".", Writable: true, Cache: &engine.CacheMount{ID: c.name, Sharing: c.sharing}}}
+			op := g.run("touch /c/"+mine+"; sleep 1; ls /c > /"+mine, m, from, nil)
+			if ends = append(ends, op); c.chained {
+				from = op
+			}
+		}
+		if !c.chained {
+			g.add(&engine.Merge{}, ends...)
+		}
+		var said notes
+		config := b.config(nil, nil)
+		config.Progress, config.Parallel = progress.NewRecorder(&said), 2
+		solver := engine.New(config)
+		solver.SetPatience(time.Millisecond)
+		res, err := solver.Solve(t.Context(), &g.Graph, engine.Watch{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		tr, err := solver.Tree(t.Context(), res)
+		if err != nil {
+			t.Fatal(err)
+		}
+		seen := content(t, tr, "a") + content(t, tr, "b")
+		if len(said.all) != c.want || c.want > 0 && seen != "a\nb\n" {
+			t.Errorf("%s: said %q; the steps saw %q", c.name, said.all, seen)
+		}
+		if err := solver.Close(); err != nil {
+			t.Error(err)
 		}
 	}
 }
