@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -71,6 +72,8 @@ type Options struct {
 	CgroupParent string
 	// Wrap, if not nil, changes the daemon's command line; the process stays the daemon's own.
 	Wrap func(argv []string) []string
+	// Program is a server to start in BuildKit's place: what comes before --config FILE.
+	Program []string
 }
 
 // Start runs buildkitd with its state in dir, taking the registries at hosts
@@ -84,7 +87,7 @@ func StartWith(ctx context.Context, dir string, o Options) (*Daemon, error) {
 	if os.Geteuid() != 0 {
 		return nil, errors.New("start buildkitd: needs root")
 	}
-	if _, err := exec.LookPath("runc"); err != nil {
+	if _, err := exec.LookPath("runc"); err != nil && o.Program == nil {
 		return nil, errors.New("start buildkitd: needs runc: scripts/deps.sh oracle")
 	}
 	bin, err := Programs(ctx)
@@ -112,7 +115,11 @@ func StartWith(ctx context.Context, dir string, o Options) (*Daemon, error) {
 		return nil, err
 	}
 	defer log.Close()
-	argv := []string{filepath.Join(bin, "buildkitd"), "--config", conf}
+	program := o.Program
+	if program == nil {
+		program = []string{filepath.Join(bin, "buildkitd")}
+	}
+	argv := append(slices.Clone(program), "--config", conf)
 	if o.Wrap != nil {
 		argv = o.Wrap(argv)
 	}
