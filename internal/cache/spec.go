@@ -69,6 +69,8 @@ type Spec struct {
 	Level       int               // as layer.Compress has it; 0: the compression's default
 	Force       bool              // other layers are compressed anew, too
 	IgnoreError bool              // a cache that cannot be written does not fail the build
+	Index       bool              // an index instead of an image manifest
+	DockerTypes bool              // docker's media types, of an index and its layers
 	Bounds      Bounds
 }
 
@@ -211,6 +213,7 @@ func To(kv map[string]string) (Spec, error) {
 		r.fail(fmt.Errorf("mode is min or max, and not %q", m))
 	}
 	r.compression(&sp)
+	r.form(&sp)
 	sp.IgnoreError = r.flag("ignore-error", false)
 	r.bounds(&sp.Bounds)
 	return sp, badTo(r.name, r.err)
@@ -322,10 +325,14 @@ func (r *reader) compression(sp *Spec) {
 	}
 	sp.Level = r.level(sp.Compression)
 	sp.Force = r.flag("force-compression", false)
-	for _, k := range []string{"image-manifest", "oci-mediatypes"} {
-		if !r.flag(k, true) {
-			r.fail(fmt.Errorf("%s=false is not supported: a cache is an OCI image manifest", k))
-		}
+}
+
+// form reads what kind of document a cache is. With docker's media types it is an index, if nothing else is said.
+func (r *reader) form(sp *Spec) {
+	sp.DockerTypes = !r.flag("oci-mediatypes", true)
+	sp.Index = !r.flag("image-manifest", !sp.DockerTypes)
+	if sp.DockerTypes && !sp.Index {
+		r.fail(errors.New("image-manifest=true and oci-mediatypes=false contradict each other"))
 	}
 }
 

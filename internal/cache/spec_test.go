@@ -59,6 +59,8 @@ func TestParseTo(t *testing.T) {
 		}),
 		"type=registry,ref=a,compression=uncompressed": spec(func(s *cache.Spec) { s.Compression = layer.Uncompressed }),
 		"type=registry,ref=a,compression-level=0":      spec(func(s *cache.Spec) { s.Level = layer.LeastLevel }),
+		"type=registry,ref=a,image-manifest=false":     spec(func(s *cache.Spec) { s.Index = true }),
+		"type=registry,ref=a,oci-mediatypes=0":         spec(func(s *cache.Spec) { s.Index, s.DockerTypes = true, true }),
 		"type=registry,ref=a,max-records=7,max-size=3GB,ttl=48h": spec(func(s *cache.Spec) {
 			s.Bounds = cache.Bounds{MaxRecords: 7, MaxSize: 3e9, TTL: 48 * time.Hour}
 		}),
@@ -74,7 +76,7 @@ func TestParseTo(t *testing.T) {
 		"type=inline,ref=x": "no option", "type=gha,scope=x": "type=gha", "type=registry,ref=a,mode=all": "min or max",
 		"type=registry,ref=a,compression=estargz": "estargz is not supported", "type=registry,ref=a,compression=uncompressed,compression-level=1": "up to 0",
 		"type=registry,ref=a,compression=lz4": "gzip, zstd or", "type=registry,ref=a,compression-level=12": "up to 9",
-		"type=registry,ref=a,image-manifest=false": "image-manifest=false", "type=registry,ref=a,oci-mediatypes=0": "oci-mediatypes=false",
+		"type=registry,ref=a,image-manifest=true,oci-mediatypes=0": "contradict", "type=registry,ref=a,image-manifest=no": "true or false",
 		"type=registry,ref=a,ignore-error=maybe": "true or false", "type=registry,ref=a,max-records=0": "from 1 to", "type=registry,ref=a,max-records=99999": "from 1 to",
 		"type=registry,ref=a,max-size=big": "such as 20GB", "type=registry,ref=a,ttl=never": "such as 720h", "type=registry,ref=a,touch=1": "no option",
 	} {
