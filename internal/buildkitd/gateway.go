@@ -37,7 +37,7 @@ func (g *gateway) bridge(ctx context.Context) (b *bridge, bctx context.Context, 
 	if id == "" {
 		return nil, nil, nil, status.Error(codes.InvalidArgument, "no buildid found in context")
 	}
-	j, err := g.jobs.find(ctx, id, caller(ctx), nil)
+	j, err := g.jobs.find(ctx, id, caller(ctx))
 	if err != nil {
 		return nil, nil, nil, err
 	}

@@ -56,9 +56,8 @@ func (js *jobs) add(j *job) (done func(), err error) {
 	}, nil
 }
 
-// find returns the job of an owner with a ref, and waits a little for it to begin. past, if not nil, knows those that
-// have ended: some do at once.
-func (js *jobs) find(ctx context.Context, ref, owner string, past func() *job) (*job, error) {
+// find returns the job of an owner with a ref, and waits a little for it to begin.
+func (js *jobs) find(ctx context.Context, ref, owner string) (*job, error) {
 	late := time.NewTimer(waitForJob)
 	defer late.Stop()
 	for {
@@ -67,11 +66,6 @@ func (js *jobs) find(ctx context.Context, ref, owner string, past func() *job) (
 		js.mu.Unlock()
 		if j != nil && j.owner == owner {
 			return j, nil
-		}
-		if past != nil {
-			if j := past(); j != nil {
-				return j, nil
-			}
 		}
 		select {
 		case <-changed:

@@ -30,7 +30,8 @@ import (
 
 // Solve implements controlapi.ControlServer: it is one build, and ends with the client's request.
 func (s *Server) Solve(ctx context.Context, req *controlapi.SolveRequest) (*controlapi.SolveResponse, error) {
-	if err := s.identify(ctx, req); err != nil {
+	granted, err := s.check(ctx, req)
+	if err != nil {
 		return nil, err
 	}
 	j := &job{ref: req.Ref, owner: caller(ctx), status: newStatusLog()}
@@ -44,14 +45,14 @@ func (s *Server) Solve(ctx context.Context, req *controlapi.SolveRequest) (*cont
 	defer done()
 	defer j.status.end()
 	if req.Internal {
-		out, err := s.solve(ctx, j, req)
+		out, err := s.solve(ctx, j, req, granted)
 		return &controlapi.SolveResponse{ExporterResponse: out.meta}, err
 	}
 	s.history.begin(j, req)
 	var out outcome
 	err = errors.New("the build ended in an unforeseen way")
 	defer func() { s.history.end(context.WithoutCancel(ctx), j.ref, out, err) }()
-	out, err = s.solve(ctx, j, req)
+	out, err = s.solve(ctx, j, req, granted)
 	return &controlapi.SolveResponse{ExporterResponse: out.meta}, err
 }
 
@@ -61,31 +62,24 @@ type outcome struct {
 	images map[int64]ocispec.Descriptor // by the number of the exporter
 }
 
-// identify checks what a build is known by, and puts what clients of old versions say into the words of new ones.
-func (s *Server) identify(ctx context.Context, req *controlapi.SolveRequest) error {
-	switch {
-	case !identifier.MatchString(req.Ref):
-		return status.Errorf(codes.InvalidArgument, "the build's ref %.100q is not valid", req.Ref)
-	case req.Session != "" && !identifier.MatchString(req.Session):
-		return status.Errorf(codes.InvalidArgument, "the session's id %.100q is not valid", req.Session)
-	case req.Session != "" && !s.sessions.allowed(req.Session, caller(ctx)):
-		return status.Error(codes.PermissionDenied, "the session belongs to another client")
+// check refuses what is not valid or not supported, before anything is done, and puts what clients of
+// old versions say into the words of new ones.
+func (s *Server) check(ctx context.Context, req *controlapi.SolveRequest) (entitlements.Set, error) {
+	invalid := func(format string, a ...any) (entitlements.Set, error) {
+		return nil, status.Errorf(codes.InvalidArgument, format, a...)
 	}
-	if len(req.Exporters) == 0 && req.ExporterDeprecated != "" {
-		req.Exporters = []*controlapi.Exporter{{Type: req.ExporterDeprecated, Attrs: req.ExporterAttrsDeprecated}}
-	}
-	return nil
-}
-
-// check refuses what is not supported, before anything is done. The build is known by then: a client waits for the
-// status of what it asked for, refused or not.
-func (s *Server) check(req *controlapi.SolveRequest) (entitlements.Set, error) {
 	unsupported := func(what string) (entitlements.Set, error) {
 		return nil, status.Errorf(codes.Unimplemented, "%s not supported", what)
 	}
 	switch {
+	case !identifier.MatchString(req.Ref):
+		return invalid("the build's ref %.100q is not valid", req.Ref)
+	case req.Session != "" && !identifier.MatchString(req.Session):
+		return invalid("the session's id %.100q is not valid", req.Session)
+	case req.Session != "" && !s.sessions.allowed(req.Session, caller(ctx)):
+		return nil, status.Error(codes.PermissionDenied, "the session belongs to another client")
 	case req.Definition != nil && req.Definition.Def != nil && req.Frontend != "":
-		return nil, status.Error(codes.InvalidArgument, "cannot solve with both Definition and Frontend specified")
+		return invalid("cannot solve with both Definition and Frontend specified")
 	case req.CompatibilityVersion != 0 && req.CompatibilityVersion != compatibility:
 		return unsupported(fmt.Sprintf("compatibility-version %d is", req.CompatibilityVersion))
 	case len(req.SourcePolicy.GetRules()) > 0 || req.SourcePolicySession != "":
@@ -95,6 +89,9 @@ func (s *Server) check(req *controlapi.SolveRequest) (entitlements.Set, error) {
 	}
 	if err := noAttestations(req.FrontendAttrs); err != nil {
 		return nil, err
+	}
+	if len(req.Exporters) == 0 && req.ExporterDeprecated != "" {
+		req.Exporters = []*controlapi.Exporter{{Type: req.ExporterDeprecated, Attrs: req.ExporterAttrsDeprecated}}
 	}
 	return s.grant(req.Entitlements)
 }
@@ -135,11 +132,7 @@ func (s *Server) grant(asked []string) (entitlements.Set, error) {
 }
 
 // solve runs a build from its beginning to the end, and returns what is said about the result.
-func (s *Server) solve(ctx context.Context, j *job, req *controlapi.SolveRequest) (done outcome, err error) {
-	granted, err := s.check(req)
-	if err != nil {
-		return done, err
-	}
+func (s *Server) solve(ctx context.Context, j *job, req *controlapi.SolveRequest, granted entitlements.Set) (done outcome, err error) {
 	rec := progress.NewRecorder(progress.NewThin(j.status))
 	scratch, cleanup, err := s.opt.Store.TempDir("client")
 	if err != nil {

@@ -247,13 +247,10 @@ func (s *Server) Status(req *controlapi.StatusRequest, stream controlapi.Control
 		return err
 	}
 	ctx := stream.Context()
-	j, err := s.jobs.find(ctx, req.Ref, caller(ctx), func() *job {
-		log := s.history.status(req.Ref, caller(ctx))
-		if log == nil {
-			return nil // it has not begun yet, or is in no history
-		}
-		return &job{status: log}
-	})
+	if log := s.history.status(req.Ref, caller(ctx)); log != nil {
+		return log.follow(ctx, stream.Send)
+	}
+	j, err := s.jobs.find(ctx, req.Ref, caller(ctx)) // one that has not begun yet, or is in no history
 	if err != nil {
 		return err
 	}
