@@ -31,6 +31,9 @@ func (s *Solver) Solve(ctx context.Context, g *Graph, w Watch) (Result, error) {
 	if g.Target.Op == nil {
 		return Result{}, nil
 	}
+	if err := s.emptyCaches(ctx, g.Ops); err != nil {
+		return Result{}, err
+	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	r := &run{Solver: s, fail: cancel, watch: w, states: map[*Op]*state{}, sessions: map[*Op]*session{}}
