@@ -20,7 +20,7 @@ const (
 	mergeVersion = 1
 	diffVersion  = 1
 
-	remoteVersion = 1
+	remoteVersion = 2
 )
 
 // keyOf is the key of an operation by its definition: its fields and the keys

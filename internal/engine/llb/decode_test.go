@@ -20,6 +20,7 @@ import (
 	"github.com/kiln-build/kiln/internal/frontend"
 	"github.com/kiln-build/kiln/internal/image"
 	"github.com/kiln-build/kiln/internal/source"
+	"github.com/kiln-build/kiln/internal/source/remote"
 	"github.com/kiln-build/kiln/internal/tree/memtree"
 )
 
@@ -39,6 +40,10 @@ func (catalogue) Resolve(_ context.Context, ref string, p ocispec.Platform) (*im
 	c := fmt.Sprintf(`{"os":%q,"architecture":%q,"config":{"Env":["PATH=/bin"]%s},"rootfs":{"type":"layers","diff_ids":[%q]}}`,
 		p.OS, p.Architecture, onbuild, digest.FromString("layer"))
 	return &image.Image{Ref: ref, Digest: digest.FromString(ref), RawConfig: []byte(c)}, nil
+}
+
+func (catalogue) Describe(context.Context, string, map[string]string, remote.Ask) (remote.Metadata, error) {
+	return remote.Metadata{}, errors.New("there is nothing remote")
 }
 
 func (catalogue) ResolveLayout(context.Context, string, digest.Digest, ocispec.Platform) (*image.Image, error) {

@@ -263,10 +263,10 @@ func sourceOp(s *pb.SourceOp, p ocispec.Platform, op *engine.Op) (engine.Operati
 		name(op, "[internal] load build context")
 		sel, err := source.LocalSelection(rest, s.Attrs)
 		return &engine.Local{Selection: sel}, err
-	case "http", "https":
-		return httpSource(s, op)
-	case "git":
-		return gitSource(rest, s.Attrs, op)
 	}
-	return nil, fmt.Errorf("source of kind %q is not supported", kind)
+	r, err := RemoteSource(s.Identifier, s.Attrs)
+	if err != nil {
+		return nil, err
+	}
+	return remoteOp(op, r), nil
 }
