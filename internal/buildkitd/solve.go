@@ -387,11 +387,6 @@ func (r *running) export(ctx context.Context, res *frontend.Result, x build.Expo
 			meta["image.name"] = strings.Join(o.Names, ",")
 		}
 	}
-	for _, o := range x.Outputs { // of several exporters, the last one says the name
-		if len(o.Names) > 0 {
-			meta["image.name"] = strings.Join(o.Names, ",")
-		}
-	}
 	if m, err := r.peer.CacheManifest(); err != nil {
 		return done, err
 	} else if m != "" {

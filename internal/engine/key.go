@@ -64,11 +64,11 @@ func resultKey(key digest.Digest, index int) digest.Digest {
 func (r *run) defineKey(ctx context.Context, op *Op) (digest.Digest, error) {
 	switch do := op.Do.(type) {
 	case *Image, *Layout:
-		img, err := r.resolve(ctx, op)
+		ls, err := r.resolve(ctx, op)
 		if err != nil {
 			return "", err
 		}
-		return digestOf(img.Layers), nil
+		return digestOf(ls), nil
 	case *Local:
 		t, err := r.local(ctx, do)
 		if err != nil {
