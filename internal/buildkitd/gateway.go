@@ -178,7 +178,7 @@ func (g *gateway) Evaluate(ctx context.Context, req *gatewayapi.EvaluateRequest)
 	if err != nil {
 		return nil, err
 	}
-	return &gatewayapi.EvaluateResponse{}, ending(ctx, b.run.build.Evaluate(ctx, def))
+	return &gatewayapi.EvaluateResponse{}, ending(ctx, located(b.run.build.Evaluate(ctx, def), def))
 }
 
 // ReadFile implements gatewayapi.LLBBridgeServer.

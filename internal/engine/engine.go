@@ -183,7 +183,7 @@ func (r *run) eval(ctx context.Context, in Input) (Result, error) {
 func (r *run) failed(ctx context.Context, s *state, err error) error {
 	first := ctx.Err() == nil
 	if first || s.ran {
-		err = at(s.op, err)
+		err = &OpError{Op: s.op.Digest, Err: at(s.op, err)}
 	}
 	if Rebuildable(err) {
 		s.step.Cancel() // the caller knows what to do

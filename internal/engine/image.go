@@ -170,6 +170,17 @@ func (s *Solver) reader(ctx context.Context, l image.Layer) (*layer.Reader, erro
 	return rd, nil
 }
 
+// OpError says which operation of a graph failed. Its message is the error's.
+type OpError struct {
+	Op  digest.Digest // as the graph has it
+	Err error
+}
+
+func (e *OpError) Error() string { return e.Err.Error() }
+
+// Unwrap gives the error itself.
+func (e *OpError) Unwrap() error { return e.Err }
+
 // at adds the operation's place in the Dockerfile to an error, unless it has one.
 func at(op *Op, err error) error {
 	e := &diag.Error{Err: err, At: op.At}

@@ -2,6 +2,7 @@ package frontend
 
 import (
 	"context"
+	"io"
 	"strings"
 	"testing"
 	"time"
@@ -100,5 +101,19 @@ func TestResolveRemote(t *testing.T) {
 	}
 	if _, err := resolve("odd://x", sourceresolver.Opt{}); err == nil || !strings.Contains(err.Error(), `kind "odd"`) {
 		t.Error(err)
+	}
+}
+
+// TestVerbatim: an error says the line once; who wants BuildKit's words has them.
+func TestVerbatim(t *testing.T) {
+	_, err := Load(t.Context(), input("FROM scratch\nBADCMD\n"), catalogue{}, nil)
+	if err == nil || err.Error() != "Dockerfile:2: unknown instruction: BADCMD" {
+		t.Fatal(err)
+	}
+	if got := Verbatim(err, "failed: unknown instruction: BADCMD"); got != "failed: dockerfile parse error on line 2: unknown instruction: BADCMD" {
+		t.Errorf("%q", got)
+	}
+	if got := Verbatim(io.EOF, "x"); got != "x" {
+		t.Errorf("%q", got)
 	}
 }
