@@ -15,6 +15,7 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"sync/atomic"
 
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sync/errgroup"
@@ -43,7 +44,9 @@ func (s *Solver) Solve(ctx context.Context, g *Graph, w Watch) (Result, error) {
 		return Result{}, err // the first failure, or why the build was ended
 	}
 	for _, op := range g.Ops {
-		r.states[op].step.Cached() // whatever was not needed
+		if s := r.states[op]; !s.opened.Load() {
+			s.step.Cached() // whatever was not needed
+		}
 	}
 	return out, r.tellRest(ctx, g.Ops)
 }
@@ -63,6 +66,12 @@ func (r *run) prepare(g *Graph) {
 			}
 		}
 		s.step = r.Progress.Plan(step)
+	}
+	for _, op := range g.Ops {
+		if s := r.states[op]; isLocal(op) {
+			s.users.Store(int32(len(s.consumers)))
+			r.locals = append(r.locals, s)
+		}
 	}
 	r.states[g.Target.Op].wanted[g.Target.Index] = true
 	for in := g.Target; in.Op != nil; in = base(in) {
@@ -100,6 +109,7 @@ type run struct {
 	fail       context.CancelCauseFunc // ends everything that the run does
 	watch      Watch
 	states     map[*Op]*state
+	locals     []*state // of build contexts
 	background sync.WaitGroup
 
 	sessionMu sync.Mutex
@@ -127,6 +137,9 @@ type state struct {
 	// what is mounted from them, by number of the action or mount. The key is computed before anything else needs it.
 	copied map[int]digest.Digest
 
+	opened atomic.Bool  // of a build context: it is being used
+	users  atomic.Int32 // of a build context: operations that may still use it
+
 	versionOnce sync.Once
 	version     remote.Version // of a remote source
 	versionErr  error
@@ -139,6 +152,9 @@ type state struct {
 }
 
 func (r *run) close() {
+	for _, s := range r.locals {
+		s.finish()
+	}
 	r.sessionMu.Lock()
 	for _, s := range r.sessions {
 		r.closeSession(s)
@@ -163,6 +179,7 @@ func (r *run) eval(ctx context.Context, in Input) (Result, error) {
 	s := r.states[in.Op]
 	s.evalOnce.Do(func() {
 		s.outs, s.err = r.compute(ctx, s)
+		r.used(s)
 		if s.err != nil {
 			s.err = r.failed(ctx, s, s.err)
 			return
@@ -203,12 +220,10 @@ func (r *run) failed(ctx context.Context, s *state, err error) error {
 func (r *run) compute(ctx context.Context, s *state) ([]Result, error) {
 	switch do := s.op.Do.(type) {
 	case *Local:
-		t, err := r.local(ctx, do)
+		t, err := r.local(ctx, s)
 		if err != nil {
 			return nil, err
 		}
-		s.step.Start()
-		s.step.Done(nil)
 		return []Result{{context: t, local: do}}, nil
 	case *Image, *Layout:
 		out, err := r.image(ctx, s)

@@ -3,7 +3,6 @@ package engine
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 
@@ -98,32 +97,6 @@ func short(d digest.Digest) string {
 		return d.Algorithm().String() + ":" + s[:12]
 	}
 	return d.String()
-}
-
-// local is a build context without what its ignore file excludes. It is the
-// same tree each time: it remembers which directories are left out.
-func (s *Solver) local(ctx context.Context, l *Local) (tree.Tree, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	key := l.key()
-	if t := s.contexts[key]; t != nil {
-		return t, nil
-	}
-	t, err := s.Contexts.OpenContext(ctx, l.Selection)
-	if err != nil {
-		return nil, err
-	}
-	s.contexts[key] = t
-	return t, nil
-}
-
-// key tells selections apart.
-func (l *Local) key() string {
-	b, err := json.Marshal(l.Selection)
-	if err != nil {
-		panic(err) // strings and lists of strings
-	}
-	return string(b)
 }
 
 // Tree is a result as a tree, good until the Solver is closed; layers that are not in the store are fetched.
