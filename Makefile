@@ -11,7 +11,7 @@ build:            ## the builder, static and stripped, as bin/kiln (without cgo,
 test:             ## everything but lint; installs what it needs
 	scripts/test
 
-unit race e2e conformance buildkit: ## one phase of it
+unit race e2e conformance frontend buildkit: ## one phase of it
 	scripts/test $@
 
 lint:             ## gofumpt, go vet, staticcheck, layering
