@@ -182,7 +182,7 @@ func (e *exporting) assemble(v *variant, p frontend.PlatformPlan, layers, comput
 	if !e.writing.inline {
 		return v.assemble(p, layers, nil)
 	}
-	records, err := remote.EncodeInline(results, computed, layers, v.clampTo(p.Epoch))
+	records, err := remote.EncodeInline(results, computed, layers, v.epoch.Of(p.Epoch))
 	if err != nil {
 		return nil, err
 	}
@@ -323,10 +323,7 @@ func (e *exporting) writeFiles(ctx context.Context, o Output, built []files, spl
 			return err
 		}
 		defer closeTree()
-		epoch := b.epoch
-		if o.Epoch != nil {
-			epoch = o.Epoch
-		}
+		epoch := o.Epoch.Of(b.epoch)
 		if epoch != nil {
 			at = *epoch
 		}

@@ -298,6 +298,7 @@ func TestEpochs(t *testing.T) {
 		{plain, "1800000000", "", young.Unix()},
 		{own, "", "", 5},
 		{own, "3", "", 3},
+		{own, "3", ",source-date-epoch=", young.Unix()},
 		{plain, "3", ",rewrite-timestamp=false", young.Unix()},
 		{plain, "3", ",source-date-epoch=4", 4},
 		{plain, "", ",source-date-epoch=4,rewrite-timestamp=true", 4},

@@ -7,7 +7,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"time"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -22,7 +21,7 @@ import (
 // the same annotations, and so on.
 type variant struct {
 	export.ImageOptions
-	epoch   *time.Time // before the plan's; nil: that
+	epoch   export.Epoch
 	outputs []Output
 	numbers []int // of the outputs
 
@@ -54,19 +53,11 @@ func variants(outs []Output) (all []*variant) {
 	return all
 }
 
-// clampTo is the variant's epoch, where the plan's is epoch.
-func (v *variant) clampTo(epoch *time.Time) *time.Time {
-	if v.epoch != nil {
-		return v.epoch
-	}
-	return epoch
-}
-
 // assemble makes the image of a platform's layers, which have their blobs.
 // extra are further fields of its config.
 func (v *variant) assemble(p frontend.PlatformPlan, layers []image.Layer, extra map[string]json.RawMessage) (*image.Image, error) {
 	opt := image.AssembleOptions{
-		Config: p.Config, BaseConfig: p.BaseConfig, Epoch: v.clampTo(p.Epoch), DockerTypes: v.DockerTypes,
+		Config: p.Config, BaseConfig: p.BaseConfig, Epoch: v.epoch.Of(p.Epoch), Rewritten: !v.KeepTimes, DockerTypes: v.DockerTypes,
 		Annotations: v.Annotations.Of(export.ToManifest, &p.Platform), Extra: extra,
 	}
 	for _, l := range layers {

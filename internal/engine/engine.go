@@ -15,6 +15,7 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -47,7 +48,9 @@ func (s *Solver) Solve(ctx context.Context, g *Graph, w Watch) (Result, error) {
 		return Result{}, err // the first failure, or why the build was ended
 	}
 	for _, op := range g.Ops {
-		r.states[op].step.Cached() // whatever was not needed
+		if s := r.states[op]; !s.opened.Load() {
+			s.step.Cached() // whatever was not needed
+		}
 	}
 	return out, r.tellRest(ctx, g.Ops)
 }
@@ -67,6 +70,12 @@ func (r *run) prepare(g *Graph) {
 			}
 		}
 		s.step = r.Progress.Plan(step)
+	}
+	for _, op := range g.Ops {
+		if s := r.states[op]; isLocal(op) {
+			s.users.Store(int32(len(s.consumers)))
+			r.locals = append(r.locals, s)
+		}
 	}
 	r.states[g.Target.Op].wanted[g.Target.Index] = true
 	for in := g.Target; in.Op != nil; in = base(in) {
@@ -104,6 +113,7 @@ type run struct {
 	fail       context.CancelCauseFunc // ends everything that the run does
 	watch      Watch
 	states     map[*Op]*state
+	locals     []*state // of build contexts
 	background sync.WaitGroup
 
 	sessionMu sync.Mutex
@@ -131,6 +141,9 @@ type state struct {
 	// what is mounted from them, by number of the action or mount. The key is computed before anything else needs it.
 	copied map[int]digest.Digest
 
+	opened atomic.Bool  // of a build context: it is being used
+	users  atomic.Int32 // of a build context: operations that may still use it
+
 	versionOnce sync.Once
 	version     remote.Version // of a remote source
 	versionErr  error
@@ -143,6 +156,9 @@ type state struct {
 }
 
 func (r *run) close() {
+	for _, s := range r.locals {
+		s.finish()
+	}
 	r.sessionMu.Lock()
 	for _, s := range r.sessions {
 		r.closeSession(s)
@@ -167,6 +183,7 @@ func (r *run) eval(ctx context.Context, in Input) (Result, error) {
 	s := r.states[in.Op]
 	s.evalOnce.Do(func() {
 		s.outs, s.err = r.compute(ctx, s)
+		r.used(s)
 		if s.err != nil {
 			s.err = r.failed(ctx, s, s.err)
 			return
@@ -187,7 +204,7 @@ func (r *run) eval(ctx context.Context, in Input) (Result, error) {
 func (r *run) failed(ctx context.Context, s *state, err error) error {
 	first := ctx.Err() == nil
 	if first || s.ran {
-		err = at(s.op, err)
+		err = &OpError{Op: s.op.Digest, Err: at(s.op, err)}
 	}
 	if Rebuildable(err) {
 		s.step.Cancel() // the caller knows what to do
@@ -207,12 +224,10 @@ func (r *run) failed(ctx context.Context, s *state, err error) error {
 func (r *run) compute(ctx context.Context, s *state) ([]Result, error) {
 	switch do := s.op.Do.(type) {
 	case *Local:
-		t, err := r.local(ctx, do)
+		t, err := r.local(ctx, s)
 		if err != nil {
 			return nil, err
 		}
-		s.step.Start()
-		s.step.Done(nil)
 		return []Result{{context: t, local: do}}, nil
 	case *Image, *Layout:
 		out, err := r.image(ctx, s)
