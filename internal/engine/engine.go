@@ -37,6 +37,9 @@ func (s *Solver) Solve(ctx context.Context, g *Graph, w Watch) (Result, error) {
 	defer r.close()
 	r.prepare(g)
 	out, err := r.eval(ctx, g.Target)
+	for _, s := range r.locals {
+		s.finish()
+	}
 	if Rebuildable(context.Cause(ctx)) {
 		r.cancelSteps(g.Ops)
 	}
@@ -152,9 +155,6 @@ type state struct {
 }
 
 func (r *run) close() {
-	for _, s := range r.locals {
-		s.finish()
-	}
 	r.sessionMu.Lock()
 	for _, s := range r.sessions {
 		r.closeSession(s)
