@@ -141,7 +141,7 @@ type state struct {
 	copied map[int]digest.Digest
 
 	opened atomic.Bool  // of a build context: it is being used
-	users  atomic.Int32 // of a build context: operations that may still use it
+	users  atomic.Int32 // of a build context: operations that use it and whose keys are not known yet
 
 	versionOnce sync.Once
 	version     remote.Version // of a remote source
@@ -179,7 +179,6 @@ func (r *run) eval(ctx context.Context, in Input) (Result, error) {
 	s := r.states[in.Op]
 	s.evalOnce.Do(func() {
 		s.outs, s.err = r.compute(ctx, s)
-		r.used(s)
 		if s.err != nil {
 			s.err = r.failed(ctx, s, s.err)
 			return
