@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -75,26 +76,26 @@ func (k *kilnBuilder) start(_ context.Context, dir, host string, g *cpuGroup) er
 	return os.Chown(dir, nobody, nobody)
 }
 
-func (k *kilnBuilder) build(ctx context.Context, j job) error {
-	bin := k.bin
-	if k.unpriv != "" {
-		bin = k.dir + "-kiln"
+// command is a command line of Kiln's, without privilege.
+func (k *kilnBuilder) command(args ...string) []string {
+	if k.unpriv == "" {
+		return append([]string{k.bin}, args...)
 	}
-	argv := []string{
-		bin, "build", "--root", filepath.Join(k.dir, "store"), "--progress", "plain", "--push",
+	return append([]string{k.unpriv, "-ro", "-rw", k.dir, "-dir", k.dir, "--", k.dir + "-kiln"}, args...)
+}
+
+func (k *kilnBuilder) build(ctx context.Context, j job) error {
+	args := []string{
+		"build", "--root", filepath.Join(k.dir, "store"), "--progress", "plain", "--push",
 		"--insecure-registry", k.host, "--build-arg", "REGISTRY=" + k.host, "-t", j.ref,
 	}
 	if j.cacheFrom != "" {
-		argv = append(argv, "--cache-from", j.cacheFrom)
+		args = append(args, "--cache-from", j.cacheFrom)
 	}
 	if j.cacheTo != "" {
-		argv = append(argv, "--cache-to", "type=registry,mode=max,ref="+j.cacheTo)
+		args = append(args, "--cache-to", "type=registry,mode=max,ref="+j.cacheTo)
 	}
-	argv = append(argv, j.context)
-	if k.unpriv != "" {
-		argv = append([]string{k.unpriv, "-ro", "-rw", k.dir, "-dir", k.dir, "--"}, argv...)
-	}
-	return k.orphans.run(ctx, k.group.wrap(argv))
+	return k.orphans.run(ctx, k.group.wrap(k.command(append(args, j.context)...)))
 }
 
 func (k *kilnBuilder) stop() error {
@@ -125,17 +126,18 @@ func (o *orphans) run(ctx context.Context, argv []string) error {
 
 func tail(b []byte, n int) []byte { return b[max(0, len(b)-n):] }
 
-// buildkit is the oracle. Its daemon is part of what is measured.
+// buildkit is the oracle. Its daemon, and its client, are part of what is measured.
 type buildkit struct {
 	orphans *orphans
 	daemon  *refbuild.Daemon
 	host    string
+	program []string // a server in place of its own
 }
 
 func (b *buildkit) name() string { return "buildkit" }
 
 func (b *buildkit) start(ctx context.Context, dir, host string, g *cpuGroup) error {
-	o := refbuild.Options{Hosts: []string{host}}
+	o := refbuild.Options{Hosts: []string{host}, Program: b.program}
 	if g != nil {
 		o.Wrap = g.wrap
 		o.CgroupParent = filepath.Base(g.dir)
@@ -170,3 +172,23 @@ func (b *buildkit) stop() error {
 	}
 	return os.RemoveAll(b.daemon.Dir)
 }
+
+// kilnServer is Kiln behind BuildKit's API, with BuildKit's client.
+type kilnServer struct {
+	kiln   *kilnBuilder
+	client buildkit
+}
+
+func (s *kilnServer) name() string { return "server" }
+
+func (s *kilnServer) start(ctx context.Context, dir, host string, g *cpuGroup) error {
+	if err := s.kiln.start(ctx, dir, host, g); err != nil {
+		return err
+	}
+	s.client = buildkit{orphans: s.kiln.orphans, program: s.kiln.command("buildkitd")}
+	return s.client.start(ctx, dir, host, g)
+}
+
+func (s *kilnServer) build(ctx context.Context, j job) error { return s.client.build(ctx, j) }
+
+func (s *kilnServer) stop() error { return errors.Join(s.client.stop(), s.kiln.stop()) }

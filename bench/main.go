@@ -1,7 +1,7 @@
 // Command bench builds the workloads W1 to W7 with Kiln, and with -oracle by
-// BuildKit's side, and prints what each cost:
+// BuildKit's side, with -server by Kiln behind BuildKit's API and buildctl, and prints what each cost:
 //
-//	go run ./bench [-n 3] [-oracle] [-json FILE] [-kiln FILE] [-privileged] [W1 W2 ...]
+//	go run ./bench [-n 3] [-server] [-oracle] [-json FILE] [-kiln FILE] [-privileged] [W1 W2 ...]
 //
 // Six scenarios, in this order: in one store cold (empty, base images in the
 // registry), unchanged (the same again), changed (one file of the context), and export
@@ -56,6 +56,7 @@ type result struct {
 func main() {
 	n := flag.Int("n", 3, "`runs` of each workload")
 	oracle := flag.Bool("oracle", false, "build with BuildKit as well (takes root)")
+	server := flag.Bool("server", false, "build through kiln buildkitd as well (takes root)")
 	only := flag.Bool("only-oracle", false, "build with BuildKit only")
 	jsonFile := flag.String("json", "", "write all results to this `file`")
 	kiln := flag.String("kiln", "", "the binary to test (default: built from this repository)")
@@ -64,7 +65,7 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
 	b := bench{n: *n, log: os.Stderr, orphans: &orphans{known: map[int]bool{}}}
-	if err := b.main(ctx, *kiln, *privileged, *oracle || *only, *only, *jsonFile, flag.Args()); err != nil {
+	if err := b.main(ctx, *kiln, *privileged, *server, *oracle || *only, *only, *jsonFile, flag.Args()); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
@@ -80,7 +81,7 @@ type bench struct {
 	results  []result
 }
 
-func (b *bench) main(ctx context.Context, kiln string, privileged, oracle, only bool, jsonFile string, names []string) error {
+func (b *bench) main(ctx context.Context, kiln string, privileged, server, oracle, only bool, jsonFile string, names []string) error {
 	if err := becomeSubreaper(); err != nil {
 		return err
 	}
@@ -94,6 +95,10 @@ func (b *bench) main(ctx context.Context, kiln string, privileged, oracle, only 
 			return err
 		}
 		b.builders = append(b.builders, k)
+		if server {
+			own := *k
+			b.builders = append(b.builders, &kilnServer{kiln: &own})
+		}
 	}
 	if oracle {
 		b.builders = append(b.builders, &buildkit{orphans: b.orphans})

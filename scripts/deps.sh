@@ -6,7 +6,7 @@ declare -A PACKAGES=(
   [base]="mmdebstrap ca-certificates xz-utils"                      # base images
   [unit]="busybox-static tmux erofs-utils git zstd bzip2 xz-utils"    # what the packages' tests compare with
   [oracle]="runc skopeo umoci buildah git openssh-client"            # BuildKit's runtime, second opinions
-  [e2e]="bzip2 xz-utils git attr libcap2-bin"                        # test contexts and assertions
+  [e2e]="bzip2 xz-utils git openssh-client attr libcap2-bin"                        # test contexts and assertions
   [race]="gcc libc6-dev"                                             # the race detector
   [k8s]="openssl iproute2"                                           # a node of Kubernetes
 )

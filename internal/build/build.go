@@ -5,6 +5,8 @@ import (
 	"errors"
 	"net/http"
 	"os"
+	"sync"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -94,7 +96,7 @@ func Open(ctx context.Context, env Env, in Inputs) (*Build, error) {
 		return nil, errors.Join(err, b.Close())
 	}
 	b.closers = append(b.closers, func() error { cleanup(); return nil })
-	b.caches = &caches{env: env, images: b.images, theirs: in.Directories, open: map[string]*remotecache.Cache{}}
+	b.caches = &caches{env: env, images: b.images, theirs: in.Directories, open: map[string]*remotecache.Cache{}, now: sync.OnceValue(time.Now)}
 	b.lost = &lost{}
 	b.mounts = &mounts{b: b, used: map[cachemount.Key]bool{}}
 	b.remotes = remote.Env{

@@ -28,6 +28,10 @@ type caches struct {
 	images *images
 	theirs Directories // nil: directories are this machine's
 
+	// now is the time of the build's records: the same in all caches that it writes, so that those with the
+	// same contents are the same.
+	now func() time.Time
+
 	mu   sync.Mutex
 	from []cache.Reader
 	open map[string]*remote.Cache // what is read from and written to is read once
@@ -65,7 +69,7 @@ func (c *caches) cache(sp cache.Spec) (opened *remote.Cache, err error) {
 	if c := c.open[name]; c != nil {
 		return c, nil
 	}
-	opt := remote.Options{Store: c.env.Store, Progress: c.env.Progress}
+	opt := remote.Options{Store: c.env.Store, Progress: c.env.Progress, Now: c.now}
 	switch sp.Type {
 	case cache.Registry:
 		opened, err = remote.OpenRegistry(c.env.Registry, c.images, sp.Ref, opt)
@@ -117,14 +121,19 @@ func (c *caches) close() error {
 	return errors.Join(errs...)
 }
 
-// writing is the cache that an export writes.
+// writing are the caches that an export writes.
 type writing struct {
-	to     *remote.Cache // nil: none
-	mode   cache.Mode
+	to     []target
 	inline bool // records go into the image, too
 	// keep gives a record to the cache. What that begins goes on until the export ends,
 	// and not just an attempt.
 	keep func(engine.Recorded)
+}
+
+// target is a cache that is written.
+type target struct {
+	*remote.Cache
+	mode cache.Mode
 }
 
 // write opens the caches that are to be written. fail is told of what goes wrong
@@ -136,42 +145,51 @@ func (b *Build) write(ctx context.Context, x Export, vs []*variant, fail func(er
 		how.Compression, how.Level = vs[0].Compression, vs[0].Level
 	}
 	for _, sp := range x.CacheTo {
-		switch {
-		case sp.Type == cache.Inline:
+		if sp.Type == cache.Inline {
 			w.inline = true
 			continue
-		case w.to != nil:
-			return w, diag.New(diag.ExitUsage, "cache %s: a build writes one cache", sp).
-				WithHint("It reads from as many as --cache-from names; type=inline may be written beside another one.")
 		}
 		c, err := b.caches.cache(sp)
 		if err != nil {
 			return w, err
 		}
-		how.Spec = sp
-		if sp.IgnoreError {
-			how.Fail = nil
+		if w.has(c) {
+			return w, diag.New(diag.ExitUsage, "cache %s: it is to be written twice", sp)
 		}
-		c.Write(how)
-		w.to, w.mode = c, sp.Mode
+		one := how
+		one.Spec = sp
+		if sp.IgnoreError {
+			one.Fail = nil
+		}
+		c.Write(one)
+		w.to = append(w.to, target{c, sp.Mode})
 	}
 	w.keep = func(r engine.Recorded) {
-		if w.to != nil && (w.mode == cache.Max || r.InResult) {
-			_ = w.to.Save(ctx, r.Key, r.Record) // it never fails; Flush does
+		for _, t := range w.to {
+			if t.mode == cache.Max || r.InResult {
+				_ = t.Save(ctx, r.Key, r.Record) // it never fails; Flush does
+			}
 		}
 	}
 	return w, nil
 }
 
-// any reports whether a cache is written.
-func (w *writing) any() bool { return w.to != nil || w.inline }
+// has reports whether a cache is among those that are written.
+func (w *writing) has(c *remote.Cache) bool {
+	return slices.ContainsFunc(w.to, func(t target) bool { return t.Cache == c })
+}
 
-// flush writes what was kept.
+// any reports whether a cache is written.
+func (w *writing) any() bool { return len(w.to) > 0 || w.inline }
+
+// flush writes what was kept, into one cache after the other: what takes time, the layers, is there by now.
 func (w *writing) flush(ctx context.Context) error {
-	if w.to == nil {
-		return nil
+	for _, t := range w.to {
+		if err := t.Flush(ctx); err != nil {
+			return err
+		}
 	}
-	return w.to.Flush(ctx)
+	return nil
 }
 
 // results are the records of those operations whose layers the image has.

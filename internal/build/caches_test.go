@@ -588,6 +588,41 @@ func TestBuildersWriteOneCache(t *testing.T) {
 	}
 }
 
+// TestSeveralCaches are written by one build, each as if it were the only one.
+func TestSeveralCaches(t *testing.T) {
+	runs(t)
+	w := newWorld(t)
+	quiet(t)
+	one, two, max := filepath.Join(t.TempDir(), "c"), filepath.Join(t.TempDir(), "c"), filepath.Join(t.TempDir(), "c")
+	ref := w.reg.Host() + "/cache:1"
+	req := w.cachedRequest(t, cached)
+	for _, s := range []string{
+		"type=local,dest=" + one, "type=registry,ref=" + ref + ",compression=uncompressed,force-compression=true", "type=inline",
+		"type=local,mode=max,compression=zstd,dest=" + max, "type=local,dest=" + two, "type=registry,ignore-error=true,ref=" + w.base,
+	} {
+		req.CacheTo = append(req.CacheTo, to(t, s)...)
+	}
+	first := w.mustRun(req)
+	if got := w.events.warnings(); !strings.Contains(got, "something else than a cache") {
+		t.Errorf("of what cannot be written it is said %q", got)
+	}
+	a, err := os.ReadFile(filepath.Join(one, "index.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if b, err := os.ReadFile(filepath.Join(two, "index.json")); err != nil || string(a) != string(b) {
+		t.Errorf("two directories differ (%v):\n%s\n%s", err, a, b)
+	}
+	for _, spec := range []string{"type=local,src=" + one, "type=local,src=" + two, "type=local,src=" + max, ref, w.reg.Host() + "/team/app:1"} {
+		w.fresh()
+		again := req
+		again.CacheFrom, again.CacheTo, again.Tags = from(t, spec), to(t, "type=inline"), []string{w.reg.Host() + "/again:1"}
+		if got := w.mustRun(again); got.Digest != first.Digest || len(w.events.steps()) > 0 {
+			t.Errorf("%s: %s, want %s; ran %q", spec, got.Digest, first.Digest, w.events.steps())
+		}
+	}
+}
+
 // TestCacheMounts go from store to store by a cache: what a step left in one, it finds.
 func TestCacheMounts(t *testing.T) {
 	runs(t)
@@ -654,10 +689,10 @@ func TestCacheMounts(t *testing.T) {
 func TestCacheRefusals(t *testing.T) {
 	w := newWorld(t)
 	for name, change := range map[string]func(*build.Request){
-		"two caches to write": func(r *build.Request) { r.CacheTo = append(to(t, "a.example/x"), to(t, "a.example/y")...) },
-		"no name":             func(r *build.Request) { r.CacheFrom = []cache.Spec{{Type: cache.Registry, Ref: "A B"}} },
-		"mounts in an image":  func(r *build.Request) { r.MountsTo = to(t, "type=inline") },
-		"inline to read":      func(r *build.Request) { r.CacheFrom = []cache.Spec{{Type: cache.Inline}} },
+		"one cache twice":    func(r *build.Request) { r.CacheTo = append(to(t, "a.example/x"), to(t, "a.example/x")...) },
+		"no name":            func(r *build.Request) { r.CacheFrom = []cache.Spec{{Type: cache.Registry, Ref: "A B"}} },
+		"mounts in an image": func(r *build.Request) { r.MountsTo = to(t, "type=inline") },
+		"inline to read":     func(r *build.Request) { r.CacheFrom = []cache.Spec{{Type: cache.Inline}} },
 	} {
 		t.Run(name, func(t *testing.T) {
 			quiet(t)

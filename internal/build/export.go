@@ -29,7 +29,7 @@ import (
 type Export struct {
 	Outputs     []Output
 	Compression layer.Compression // of new layers, where an output does not say; empty: gzip
-	// CacheTo is the cache that is written, and type=inline beside it.
+	// CacheTo are the caches that are written.
 	CacheTo []cache.Spec
 	// MountsTo is the cache that the cache mounts are written to which steps used.
 	MountsTo []cache.Spec
@@ -325,7 +325,7 @@ func (e *exporting) writeImage(ctx context.Context, o Output, v *variant) error 
 		return err
 	}
 	images := []image.ToSave{{Descriptor: v.desc, Refs: o.Names}}
-	opt := image.SaveOptions{Docker: o.Type == export.Docker, Fetcher: e.images, Platform: *v.built[0].Manifest.Platform}
+	opt := image.SaveOptions{Docker: o.Type == export.Docker && !o.Dir, Fetcher: e.images, Platform: *v.built[0].Manifest.Platform}
 	if o.Dir && o.To == nil {
 		return image.SaveLayout(ctx, e.Store, o.Dest, images, opt)
 	}

@@ -92,7 +92,7 @@ func (e *exporting) exportMounts(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if c != e.writing.to { // which says how
+	if !e.writing.has(c) { // which says how
 		c.Write(remote.Writing{Spec: sp, Compression: e.Compression})
 	}
 	e.mounts.mu.Lock()
@@ -115,7 +115,7 @@ func (e *exporting) exportMounts(ctx context.Context) error {
 			return err
 		}
 	}
-	if c == e.writing.to {
+	if e.writing.has(c) {
 		return nil // it is written with the rest
 	}
 	return c.Flush(ctx)

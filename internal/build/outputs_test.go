@@ -62,19 +62,20 @@ func TestVariants(t *testing.T) {
 	put(t, w.dir, "f", strings.Repeat("x", 5000))
 	req := w.request("FROM BASE\nCOPY f /f\n")
 	types := map[string]struct{ manifest, base, layer string }{
-		"tar=false": {ocispec.MediaTypeImageManifest, ocispec.MediaTypeImageLayerGzip, ocispec.MediaTypeImageLayerGzip},
-		"tar=false,compression=zstd,compression-level=19":       {ocispec.MediaTypeImageManifest, ocispec.MediaTypeImageLayerGzip, ocispec.MediaTypeImageLayerZstd},
-		"tar=false,compression=zstd,force-compression=true":     {ocispec.MediaTypeImageManifest, ocispec.MediaTypeImageLayerZstd, ocispec.MediaTypeImageLayerZstd},
-		"tar=false,compression=uncompressed":                    {ocispec.MediaTypeImageManifest, ocispec.MediaTypeImageLayerGzip, ocispec.MediaTypeImageLayer},
-		"tar=false,oci-mediatypes=false":                        {image.MediaTypeDockerManifest, image.MediaTypeDockerLayerGzip, image.MediaTypeDockerLayerGzip},
-		"tar=false,oci-mediatypes=false,compression-level=9":    {image.MediaTypeDockerManifest, image.MediaTypeDockerLayerGzip, image.MediaTypeDockerLayerGzip},
-		"tar=false,rewrite-timestamp=false,oci-artifact=false":  {ocispec.MediaTypeImageManifest, ocispec.MediaTypeImageLayerGzip, ocispec.MediaTypeImageLayerGzip},
-		"tar=false,source-date-epoch=7,attestation-inline=true": {ocispec.MediaTypeImageManifest, ocispec.MediaTypeImageLayerGzip, ocispec.MediaTypeImageLayerGzip},
+		"type=docker,tar=false": {ocispec.MediaTypeImageManifest, ocispec.MediaTypeImageLayerGzip, ocispec.MediaTypeImageLayerGzip},
+		"type=oci,tar=false":    {ocispec.MediaTypeImageManifest, ocispec.MediaTypeImageLayerGzip, ocispec.MediaTypeImageLayerGzip},
+		"type=oci,tar=false,compression=zstd,compression-level=19":       {ocispec.MediaTypeImageManifest, ocispec.MediaTypeImageLayerGzip, ocispec.MediaTypeImageLayerZstd},
+		"type=oci,tar=false,compression=zstd,force-compression=true":     {ocispec.MediaTypeImageManifest, ocispec.MediaTypeImageLayerZstd, ocispec.MediaTypeImageLayerZstd},
+		"type=oci,tar=false,compression=uncompressed":                    {ocispec.MediaTypeImageManifest, ocispec.MediaTypeImageLayerGzip, ocispec.MediaTypeImageLayer},
+		"type=oci,tar=false,oci-mediatypes=false":                        {image.MediaTypeDockerManifest, image.MediaTypeDockerLayerGzip, image.MediaTypeDockerLayerGzip},
+		"type=oci,tar=false,oci-mediatypes=false,compression-level=9":    {image.MediaTypeDockerManifest, image.MediaTypeDockerLayerGzip, image.MediaTypeDockerLayerGzip},
+		"type=oci,tar=false,rewrite-timestamp=false,oci-artifact=false":  {ocispec.MediaTypeImageManifest, ocispec.MediaTypeImageLayerGzip, ocispec.MediaTypeImageLayerGzip},
+		"type=oci,tar=false,source-date-epoch=7,attestation-inline=true": {ocispec.MediaTypeImageManifest, ocispec.MediaTypeImageLayerGzip, ocispec.MediaTypeImageLayerGzip},
 	}
 	dirs := map[string]string{}
 	for o := range types {
 		dirs[o] = filepath.Join(t.TempDir(), "layout")
-		req.Outputs = append(req.Outputs, spec(t, "type=oci,dest="+dirs[o]+","+o))
+		req.Outputs = append(req.Outputs, spec(t, "dest="+dirs[o]+","+o))
 	}
 	w.mustRun(req)
 	blobs := map[string]bool{}

@@ -65,7 +65,7 @@ type Request struct {
 	Timeout time.Duration  // of the whole build; 0: none
 
 	// CacheFrom are the caches that are asked, in this order, for what the store's
-	// does not have; CacheTo is the one that is written, and type=inline beside it.
+	// does not have; CacheTo are those that are written.
 	CacheFrom, CacheTo []cache.Spec
 	// MountsFrom are the caches where cache mounts are looked for that the store does not
 	// have; MountsTo is the one that they are written to.

@@ -20,7 +20,7 @@ const maxRefs = 10_000
 // bridge is a build whose front end runs at the client.
 type bridge struct {
 	ctx      context.Context //nolint:containedctx // the build's, which requests end with
-	cancel   context.CancelFunc
+	cancel   context.CancelCauseFunc
 	inputs   map[string]*frontend.Definition
 	ready    chan struct{} // closed once run is there
 	run      *running
@@ -49,18 +49,18 @@ type answer struct {
 
 // newBridge returns a bridge for a build with that context. It must be closed.
 func newBridge(ctx context.Context, inputs map[string]*frontend.Definition) *bridge {
-	ctx, cancel := context.WithCancel(ctx)
+	ctx, cancel := context.WithCancelCause(ctx)
 	return &bridge{
 		ctx: ctx, cancel: cancel, inputs: inputs, ready: make(chan struct{}), refs: map[string]*ref{}, returned: make(chan answer, 1),
 	}
 }
 
-// close ends all requests, and waits for them: what they read is about to be closed.
-func (b *bridge) close() {
+// close ends all requests with the build's error, and waits for them: what they read is about to be closed.
+func (b *bridge) close(err error) {
 	b.mu.Lock()
 	b.closed = true
 	b.mu.Unlock()
-	b.cancel()
+	b.cancel(err)
 	b.requests.Wait()
 }
 

@@ -6,6 +6,8 @@ import (
 
 	controlapi "github.com/moby/buildkit/api/services/control"
 	gatewayapi "github.com/moby/buildkit/frontend/gateway/pb"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/kiln-build/kiln/internal/cache"
 	"github.com/kiln-build/kiln/internal/registry"
@@ -45,9 +47,27 @@ func caches(o *controlapi.CacheOptions) (from, to []cache.Spec, insecure []strin
 			continue
 		}
 		inline = inline || sp.Type == cache.Inline
+		if err := oneManifest(to, sp); err != nil {
+			return nil, nil, nil, err
+		}
 		to, insecure = append(to, sp), append(insecure, host...)
 	}
 	return from, to, insecure, nil
+}
+
+// oneManifest refuses a directory that would not get the same manifest as those before it: clients are told of
+// one, and name it in all of their directories.
+func oneManifest(before []cache.Spec, sp cache.Spec) error {
+	how := func(s cache.Spec) cache.Spec {
+		s.Dir, s.Tag, s.IgnoreError = "", "", false
+		return s
+	}
+	for _, b := range before {
+		if sp.Type == cache.Directory && b.Type == cache.Directory && how(b) != how(sp) {
+			return status.Errorf(codes.Unimplemented, "caches of type=local that differ in more than their place are not supported: %s, %s", b, sp)
+		}
+	}
+	return nil
 }
 
 // useCaches adds caches that the client's front end wants asked, besides those of the request.

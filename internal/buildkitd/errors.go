@@ -24,9 +24,6 @@ func explain(err error) error {
 	if err == nil {
 		return nil
 	}
-	if _, ok := err.(interface{ GRPCStatus() *status.Status }); ok { //nolint:errorlint // not one in its chain
-		return err
-	}
 	said := &message{error: err, text: text(err)}
 	var out error = said
 	var exit *sandbox.ExitError
@@ -60,7 +57,10 @@ func (m *message) Error() string { return m.text }
 
 func (m *message) Unwrap() error { return m.error }
 
-// text is what an error says without the file's name and the line in front of it, which clients
+// GRPCStatus is the error's, in these words; or those of a status in its chain would be taken.
+func (m *message) GRPCStatus() *status.Status { return status.New(grpcerrors.Code(m.error), m.text) }
+
+// text is what an error says without the file's name and the line in front of it, and without the status code, which clients
 // show themselves, and with what there is to do.
 func text(err error) string {
 	hint := ""
@@ -69,6 +69,13 @@ func text(err error) string {
 		hint = d.Hint
 	}
 	s := frontend.Verbatim(err, diag.Message(err))
+	var st interface {
+		error
+		GRPCStatus() *status.Status
+	}
+	if errors.As(err, &st) {
+		s = strings.Replace(s, st.Error(), st.GRPCStatus().Message(), 1)
+	}
 	if hint != "" {
 		s += " (" + strings.TrimSuffix(hint, ".") + ")"
 	}

@@ -10,6 +10,8 @@ import (
 	"github.com/moby/buildkit/solver/pb"
 	"github.com/moby/buildkit/util/grpcerrors"
 	"github.com/opencontainers/go-digest"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/kiln-build/kiln/internal/diag"
 	"github.com/kiln-build/kiln/internal/engine"
@@ -19,6 +21,27 @@ import (
 // sent is an error as a client gets it.
 func sent(err error) error {
 	return grpcerrors.FromGRPC(grpcerrors.ToGRPC(context.Background(), explain(err)))
+}
+
+// TestExplain: what clients print of errors.
+func TestExplain(t *testing.T) {
+	refused := status.Error(codes.PermissionDenied, "not for you")
+	for want, err := range map[string]error{
+		"plain":                                      errors.New("plain"),
+		"PermissionDenied: not for you":              refused,
+		"PermissionDenied: image x: not for you":     fmt.Errorf("image x: %w", refused),
+		"PermissionDenied: front end x: not for you": fmt.Errorf("front end x: %w", grpcerrors.FromGRPC(refused)),
+		"bad (mend it)":                              &diag.Error{Err: errors.New("bad"), At: &diag.Location{File: "Dockerfile", Line: 3}, Hint: "mend it."},
+	} {
+		got := sent(err)
+		if got.Error() != want {
+			t.Errorf("%v: clients get %q, want %q", err, got, want)
+		}
+		var d *diag.Error
+		if s := errdefs.Sources(got); errors.As(err, &d) && (len(s) != 1 || s[0].Ranges[0].Start.Line != 3) {
+			t.Errorf("%v has the places %v", err, s)
+		}
+	}
 }
 
 func TestLocated(t *testing.T) {

@@ -42,7 +42,12 @@ func (g *gateway) bridge(ctx context.Context) (b *bridge, bctx context.Context, 
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	if b = j.bridge; b == nil {
+	switch b = j.bridge; {
+	case j.ended && j.err != nil:
+		return nil, nil, nil, j.err
+	case j.ended:
+		return nil, nil, nil, status.Error(codes.Unavailable, "the build has ended")
+	case b == nil:
 		return nil, nil, nil, status.Errorf(codes.FailedPrecondition, "build %s has a front end on the server", id)
 	}
 	if bctx, end, err = b.enter(ctx); err != nil {

@@ -2,6 +2,7 @@ package buildkitd
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"time"
 
@@ -14,12 +15,18 @@ import (
 // it, at the same time as for the build itself.
 const waitForJob = 10 * time.Second
 
+// maxEnded bounds the builds that have ended and are remembered for clients that are late, for
+// instance since they were refused at once.
+const maxEnded = 100
+
 // job is one build that runs.
 type job struct {
 	ref    string
 	owner  string // see caller
 	status *statusLog
 	bridge *bridge // nil unless the client builds through the gateway
+	ended  bool
+	err    error // that it ended with
 }
 
 // jobs are the builds that run.
@@ -28,14 +35,15 @@ type jobs struct {
 
 	mu      sync.Mutex
 	byRef   map[string]*job
+	ended   []*job        // the last that have, the oldest first
 	changed chan struct{} // closed, and made anew, when a job was added
 	closed  bool
 }
 
 func newJobs() *jobs { return &jobs{byRef: map[string]*job{}, changed: make(chan struct{})} }
 
-// add makes a job known by its ref. done must be called when it has ended.
-func (js *jobs) add(j *job) (done func(), err error) {
+// add makes a job known by its ref. done must be called when it has ended, with the error that the client gets.
+func (js *jobs) add(j *job) (done func(error), err error) {
 	js.mu.Lock()
 	defer js.mu.Unlock()
 	if js.closed {
@@ -45,24 +53,39 @@ func (js *jobs) add(j *job) (done func(), err error) {
 		return nil, status.Errorf(codes.AlreadyExists, "a build with the ref %s is running", j.ref)
 	}
 	js.byRef[j.ref] = j
-	close(js.changed)
-	js.changed = make(chan struct{})
+	js.tell()
 	js.running.Add(1)
-	return func() {
+	nothing := newStatusLog() // what happened is in the history
+	nothing.end()
+	return func(err error) {
 		js.mu.Lock()
+		defer js.mu.Unlock()
 		delete(js.byRef, j.ref)
-		js.mu.Unlock()
+		js.ended = append(js.ended, &job{ref: j.ref, owner: j.owner, status: nothing, ended: true, err: err})
+		if len(js.ended) > maxEnded {
+			js.ended = slices.Delete(js.ended, 0, 1)
+		}
+		js.tell()
 		js.running.Done()
 	}, nil
 }
 
-// find returns the job of an owner with a ref, and waits a little for it to begin.
+// tell wakes those who wait for a job. js.mu is held.
+func (js *jobs) tell() {
+	close(js.changed)
+	js.changed = make(chan struct{})
+}
+
+// find returns the job of an owner with a ref, one that has ended maybe, and waits a little for it to begin.
 func (js *jobs) find(ctx context.Context, ref, owner string) (*job, error) {
 	late := time.NewTimer(waitForJob)
 	defer late.Stop()
 	for {
 		js.mu.Lock()
 		j, changed := js.byRef[ref], js.changed
+		if i := slices.IndexFunc(js.ended, func(j *job) bool { return j.ref == ref }); j == nil && i >= 0 {
+			j = js.ended[i]
+		}
 		js.mu.Unlock()
 		if j != nil && j.owner == owner {
 			return j, nil

@@ -6,7 +6,9 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
+	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
@@ -165,12 +167,18 @@ func ServerTLS(cert, key, ca string) (*tls.Config, error) {
 // transport tells gRPC about connections that listeners have secured, or not.
 type transport struct {
 	credentials.TransportCredentials
+	log *slog.Logger
 }
 
-func newTransport() transport { return transport{insecure.NewCredentials()} }
+func newTransport(log *slog.Logger) transport { return transport{insecure.NewCredentials(), log} }
 
-// handshakeTimeout bounds how long a client may take for its part of a TLS handshake.
-const handshakeTimeout = 10 * time.Second
+const (
+	// handshakeTimeout bounds how long a client may take for its part of a TLS handshake.
+	handshakeTimeout = 10 * time.Second
+	// refuseTimeout and maxRefused bound for how long, and how many bytes, one that is refused is listened to.
+	refuseTimeout = 2 * time.Second
+	maxRefused    = 64 << 10
+)
 
 // ServerHandshake implements credentials.TransportCredentials.
 func (t transport) ServerHandshake(c net.Conn) (net.Conn, credentials.AuthInfo, error) {
@@ -181,7 +189,8 @@ func (t transport) ServerHandshake(c net.Conn) (net.Conn, credentials.AuthInfo, 
 	ctx, cancel := context.WithTimeout(context.Background(), handshakeTimeout)
 	defer cancel()
 	if err := tc.HandshakeContext(ctx); err != nil {
-		tc.Close()
+		t.log.Info("a client was refused", "addr", c.RemoteAddr(), "error", err)
+		refuse(tc)
 		return nil, nil, err
 	}
 	info := credentials.TLSInfo{State: tc.ConnectionState()}
@@ -191,5 +200,15 @@ func (t transport) ServerHandshake(c net.Conn) (net.Conn, credentials.AuthInfo, 
 
 // Clone implements credentials.TransportCredentials.
 func (t transport) Clone() credentials.TransportCredentials {
-	return transport{t.TransportCredentials.Clone()}
+	return transport{t.TransportCredentials.Clone(), t.log}
+}
+
+// refuse ends the connection of a client that is not let in. It has been told why, and has perhaps sent
+// more by then: that is read, or closing would take from it what it was told.
+func refuse(c *tls.Conn) {
+	if half, ok := c.NetConn().(interface{ CloseWrite() error }); ok && half.CloseWrite() == nil {
+		_ = c.NetConn().SetReadDeadline(time.Now().Add(refuseTimeout))
+		_, _ = io.Copy(io.Discard, io.LimitReader(c.NetConn(), maxRefused))
+	}
+	_ = c.NetConn().Close()
 }

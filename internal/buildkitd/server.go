@@ -78,7 +78,7 @@ func New(o Options) (*Server, error) {
 	}
 	s := &Server{opt: o, sessions: newSessions(manager), jobs: newJobs(), history: newHistory(o.History), health: health.NewServer(), worker: newWorker(o)}
 	s.grpc = grpc.NewServer(
-		grpc.Creds(newTransport()),
+		grpc.Creds(newTransport(o.Log)),
 		grpc.ChainUnaryInterceptor(s.unary), grpc.ChainStreamInterceptor(s.stream),
 		grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage), grpc.MaxConcurrentStreams(maxStreams),
 		// A client whose machine is gone says nothing: its builds are to end.

@@ -29,10 +29,9 @@ import (
 )
 
 // Solve implements controlapi.ControlServer: it is one build, and ends with the client's request.
-func (s *Server) Solve(ctx context.Context, req *controlapi.SolveRequest) (*controlapi.SolveResponse, error) {
-	granted, err := s.check(ctx, req)
-	if err != nil {
-		return nil, err
+func (s *Server) Solve(ctx context.Context, req *controlapi.SolveRequest) (_ *controlapi.SolveResponse, err error) {
+	if !identifier.MatchString(req.Ref) {
+		return nil, status.Errorf(codes.InvalidArgument, "the build's ref %.100q is not valid", req.Ref)
 	}
 	j := &job{ref: req.Ref, owner: caller(ctx), status: newStatusLog()}
 	if req.Definition == nil && req.Frontend == "" {
@@ -42,16 +41,23 @@ func (s *Server) Solve(ctx context.Context, req *controlapi.SolveRequest) (*cont
 	if err != nil {
 		return nil, err
 	}
-	defer done()
+	defer func() { done(err) }()
 	defer j.status.end()
-	if req.Internal {
-		out, err := s.solve(ctx, j, req, granted)
-		return &controlapi.SolveResponse{ExporterResponse: out.meta}, err
+	defer func() {
+		if j.bridge != nil {
+			j.bridge.close(err)
+		}
+	}()
+	granted, err := s.check(ctx, req)
+	if err != nil {
+		return nil, err
 	}
-	s.history.begin(j, req)
 	var out outcome
+	if !req.Internal {
+		s.history.begin(j, req)
+		defer func() { s.history.end(context.WithoutCancel(ctx), j.ref, out, err) }()
+	}
 	err = errors.New("the build ended in an unforeseen way")
-	defer func() { s.history.end(context.WithoutCancel(ctx), j.ref, out, err) }()
 	out, err = s.solve(ctx, j, req, granted)
 	return &controlapi.SolveResponse{ExporterResponse: out.meta}, err
 }
@@ -72,8 +78,6 @@ func (s *Server) check(ctx context.Context, req *controlapi.SolveRequest) (entit
 		return nil, status.Errorf(codes.Unimplemented, "%s not supported", what)
 	}
 	switch {
-	case !identifier.MatchString(req.Ref):
-		return invalid("the build's ref %.100q is not valid", req.Ref)
 	case req.Session != "" && !identifier.MatchString(req.Session):
 		return invalid("the session's id %.100q is not valid", req.Session)
 	case req.Session != "" && !s.sessions.allowed(req.Session, caller(ctx)):
@@ -171,7 +175,7 @@ func (s *Server) solve(ctx context.Context, j *job, req *controlapi.SolveRequest
 	}
 	defer b.Close()
 	if j.bridge != nil {
-		defer j.bridge.close()
+		defer func() { j.bridge.close(err) }()
 	}
 	run := &running{build: b, peer: p, session: req.Session, granted: granted, rec: rec, status: j.status}
 	res, err := run.result(ctx, j, req)

@@ -135,7 +135,7 @@ func (l *statusLog) end() {
 }
 
 // next gathers entries from number n on into one message, and returns the number of the entry after it;
-// ended: there will be no more.
+// ended: there will be no more. changed is closed if there are more already.
 func (l *statusLog) next(n int) (r *controlapi.StatusResponse, after int, ended bool, changed <-chan struct{}) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -154,7 +154,12 @@ func (l *statusLog) next(n int) (r *controlapi.StatusResponse, after int, ended 
 			size += len(m.Msg)
 		}
 	}
-	return r, n, l.ended && n == len(l.entries), l.changed
+	if n < len(l.entries) { // one message was not enough
+		more := make(chan struct{})
+		close(more)
+		return r, n, false, more
+	}
+	return r, n, l.ended, l.changed
 }
 
 // follow sends everything that has happened and will happen, until the build has ended.

@@ -66,9 +66,11 @@ type Spec struct {
 
 	Mode        Mode
 	Compression layer.Compression // of new layers; empty: the image's
-	Level       int               // 0: the compression's default
+	Level       int               // as layer.Compress has it; 0: the compression's default
 	Force       bool              // other layers are compressed anew, too
 	IgnoreError bool              // a cache that cannot be written does not fail the build
+	Index       bool              // an index instead of an image manifest
+	DockerTypes bool              // docker's media types, of an index and its layers
 	Bounds      Bounds
 }
 
@@ -78,7 +80,7 @@ type Spec struct {
 func ParseFrom(s string) ([]Spec, error) {
 	refs, kv, err := fields(s)
 	if err != nil {
-		return nil, badFrom(s, err)
+		return nil, badFrom(beginning(s), err)
 	}
 	if refs == nil {
 		sp, err := From(kv)
@@ -100,9 +102,9 @@ func ParseTo(s string) (Spec, error) {
 	refs, kv, err := fields(s)
 	switch {
 	case err != nil:
-		return Spec{}, badTo(s, err)
+		return Spec{}, badTo(beginning(s), err)
 	case len(refs) > 1:
-		return Spec{}, badTo(s, errors.New("a build writes one cache"))
+		return Spec{}, badTo(s, errors.New("it is one cache; each of several has an option of its own"))
 	case len(refs) == 1:
 		kv = map[string]string{"type": string(Registry), "ref": refs[0]}
 	}
@@ -122,10 +124,10 @@ func fields(s string) (refs []string, kv map[string]string, err error) {
 		return all, nil, nil
 	}
 	kv = map[string]string{}
-	for _, f := range all {
+	for i, f := range all {
 		k, v, ok := strings.Cut(f, "=")
 		if !ok {
-			return nil, nil, fmt.Errorf("%q is not KEY=VALUE", f)
+			return nil, nil, fmt.Errorf("field %d is not KEY=VALUE", i+1)
 		}
 		k = strings.ToLower(strings.TrimSpace(k))
 		if _, twice := kv[k]; twice {
@@ -134,6 +136,12 @@ func fields(s string) (refs []string, kv map[string]string, err error) {
 		kv[k] = v
 	}
 	return nil, kv, nil
+}
+
+// beginning is what may be shown of a value that was not understood: what follows may be a password.
+func beginning(s string) string {
+	s, _, _ = strings.Cut(s, ",")
+	return s
 }
 
 func badFrom(s string, err error) error { return refused("cache to read", s, err) }
@@ -148,6 +156,17 @@ func refused(what, s string, err error) error {
 	return diag.New(diag.ExitUsage, "%s %q: %w", what, s, err)
 }
 
+func registryOptions() []string { return []string{"ref", "registry.insecure"} }
+
+// writeOptions are those that a cache of any type has which is written. Who reads has no use
+// for them, but may have them from who writes.
+func writeOptions() []string {
+	return []string{
+		"mode", "compression", "compression-level", "force-compression", "ignore-error", "image-manifest", "oci-mediatypes",
+		"max-records", "max-size", "ttl",
+	}
+}
+
 // From reads the keys and values of a cache to read, "type" among them, as
 // BuildKit's API has them too.
 func From(kv map[string]string) (Spec, error) {
@@ -156,11 +175,11 @@ func From(kv map[string]string) (Spec, error) {
 	switch sp.Type {
 	case Registry:
 		sp.Ref, sp.Insecure = r.need("ref"), r.flag("registry.insecure", false)
-		r.only("ref", "registry.insecure")
+		r.only(slices.Concat(registryOptions(), writeOptions())...)
 	case Directory:
 		sp.Dir, sp.Tag = r.need("src"), r.tag()
 		sp.Digest = r.digest("digest")
-		r.only("src", "tag", "digest")
+		r.only(slices.Concat([]string{"src", "tag", "digest"}, writeOptions())...)
 	case Inline:
 		r.fail(errors.New("records within an image are read with type=registry,ref=IMAGE"))
 	default:
@@ -173,17 +192,13 @@ func From(kv map[string]string) (Spec, error) {
 func To(kv map[string]string) (Spec, error) {
 	r := reader{kv: kv, name: text(kv)}
 	sp := Spec{Type: Type(kv["type"]), Mode: Min, Bounds: DefaultBounds()}
-	written := []string{
-		"mode", "compression", "compression-level", "force-compression", "ignore-error", "image-manifest", "oci-mediatypes",
-		"max-records", "max-size", "ttl",
-	}
 	switch sp.Type {
 	case Registry:
 		sp.Ref, sp.Insecure = r.need("ref"), r.flag("registry.insecure", false)
-		r.only(append(written, "ref", "registry.insecure")...)
+		r.only(slices.Concat(registryOptions(), writeOptions())...)
 	case Directory:
 		sp.Dir, sp.Tag = r.need("dest"), r.tag()
-		r.only(append(written, "dest", "tag")...)
+		r.only(slices.Concat([]string{"dest", "tag"}, writeOptions())...)
 	case Inline:
 		r.only("mode", "ignore-error")
 		if kv["mode"] == string(Max) {
@@ -198,6 +213,7 @@ func To(kv map[string]string) (Spec, error) {
 		r.fail(fmt.Errorf("mode is min or max, and not %q", m))
 	}
 	r.compression(&sp)
+	r.form(&sp)
 	sp.IgnoreError = r.flag("ignore-error", false)
 	r.bounds(&sp.Bounds)
 	return sp, badTo(r.name, r.err)
@@ -214,12 +230,18 @@ func (s Spec) String() string {
 	return "type=" + string(s.Type)
 }
 
-// text is keys and values as a user may have written them.
+// text is keys and values as a user may have written them. Values of keys that are not known may be
+// passwords (secret_access_key), and are not in it.
 func text(kv map[string]string) string {
+	shown := slices.Concat(registryOptions(), writeOptions(), []string{"src", "dest", "tag", "digest"})
 	parts := []string{"type=" + kv["type"]}
 	for _, k := range slices.Sorted(maps.Keys(kv)) {
-		if k != "type" {
+		switch {
+		case k == "type":
+		case slices.Contains(shown, k):
 			parts = append(parts, k+"="+kv[k])
+		default:
+			parts = append(parts, k+"=…")
 		}
 	}
 	return strings.Join(parts, ",")
@@ -293,28 +315,42 @@ func (r *reader) digest(k string) digest.Digest {
 }
 
 func (r *reader) compression(sp *Spec) {
-	switch c := r.kv["compression"]; c {
-	case "", "gzip", "zstd":
-		sp.Compression = layer.Compression(c)
-	case "estargz", "uncompressed":
-		r.fail(fmt.Errorf("compression=%s is not supported: gzip and zstd are", c))
+	switch c := layer.Compression(r.kv["compression"]); c {
+	case "", layer.Gzip, layer.Zstd, layer.Uncompressed:
+		sp.Compression = c
+	case "estargz":
+		r.fail(fmt.Errorf("compression=%s is not supported: gzip, zstd and uncompressed are", c))
 	default:
-		r.fail(fmt.Errorf("compression is gzip or zstd, and not %q", c))
+		r.fail(fmt.Errorf("compression is gzip, zstd or uncompressed, and not %q", c))
 	}
-	if v, ok := r.kv["compression-level"]; ok {
-		most := map[layer.Compression]int{"": 9, layer.Gzip: 9, layer.Zstd: 22}[sp.Compression]
-		n, err := strconv.Atoi(v)
-		if err != nil || n < 0 || n > most {
-			r.fail(fmt.Errorf("compression-level is a number up to %d here, and not %q", most, v))
-		}
-		sp.Level = n
-	}
+	sp.Level = r.level(sp.Compression)
 	sp.Force = r.flag("force-compression", false)
-	for _, k := range []string{"image-manifest", "oci-mediatypes"} {
-		if !r.flag(k, true) {
-			r.fail(fmt.Errorf("%s=false is not supported: a cache is an OCI image manifest", k))
-		}
+}
+
+// form reads what kind of document a cache is. With docker's media types it is an index, if nothing else is said.
+func (r *reader) form(sp *Spec) {
+	sp.DockerTypes = !r.flag("oci-mediatypes", true)
+	sp.Index = !r.flag("image-manifest", !sp.DockerTypes)
+	if sp.DockerTypes && !sp.Index {
+		r.fail(errors.New("image-manifest=true and oci-mediatypes=false contradict each other"))
 	}
+}
+
+// level reads the level of a compression.
+func (r *reader) level(c layer.Compression) int {
+	v, ok := r.kv["compression-level"]
+	if !ok {
+		return 0
+	}
+	most := map[layer.Compression]int{"": 9, layer.Gzip: 9, layer.Zstd: 22}[c]
+	n, err := strconv.Atoi(v)
+	switch {
+	case err != nil || n < 0 || n > most:
+		r.fail(fmt.Errorf("compression-level is a number up to %d here, and not %q", most, v))
+	case n == 0 && c != layer.Uncompressed:
+		return layer.LeastLevel
+	}
+	return n
 }
 
 func (r *reader) bounds(b *Bounds) {

@@ -33,7 +33,7 @@ func TestParseFrom(t *testing.T) {
 	for in, says := range map[string]string{
 		"": "one line", "a\nb": "one line", "type=registry": "needs ref", "type=local": "needs src", "type=local,dest=x": "needs src",
 		"type=gha": "caches of type=gha are not supported", "type=s3,region=x,bucket=y": "type=s3 are not supported", "type=azblob": "type=azblob",
-		"type=inline": "type=registry,ref=IMAGE", "type=zip": "not known", "ref=a": "not known", "type=registry,ref=a,mode=max": `no option "mode"`,
+		"type=inline": "type=registry,ref=IMAGE", "type=zip": "not known", "ref=a": "not known", "type=registry,ref=a,dest=x": `no option "dest"`,
 		"type=registry,ref=a,registry.insecure=maybe": "registry.insecure is true or false", "type=local,src=x,digest=y": "is a digest",
 		"type=registry,ref=a,ref=b": "twice", "type=registry,ref": "not KEY=VALUE", `type="x`: "cache to read",
 	} {
@@ -57,6 +57,10 @@ func TestParseTo(t *testing.T) {
 		"type=registry,ref=a,compression=zstd,compression-level=19,force-compression=true": spec(func(s *cache.Spec) {
 			s.Compression, s.Level, s.Force = layer.Zstd, 19, true
 		}),
+		"type=registry,ref=a,compression=uncompressed": spec(func(s *cache.Spec) { s.Compression = layer.Uncompressed }),
+		"type=registry,ref=a,compression-level=0":      spec(func(s *cache.Spec) { s.Level = layer.LeastLevel }),
+		"type=registry,ref=a,image-manifest=false":     spec(func(s *cache.Spec) { s.Index = true }),
+		"type=registry,ref=a,oci-mediatypes=0":         spec(func(s *cache.Spec) { s.Index, s.DockerTypes = true, true }),
 		"type=registry,ref=a,max-records=7,max-size=3GB,ttl=48h": spec(func(s *cache.Spec) {
 			s.Bounds = cache.Bounds{MaxRecords: 7, MaxSize: 3e9, TTL: 48 * time.Hour}
 		}),
@@ -68,16 +72,32 @@ func TestParseTo(t *testing.T) {
 		}
 	}
 	for in, says := range map[string]string{
-		"": "one line", "a,b": "writes one cache", "type=registry": "needs ref", "type=local,src=x": "needs dest", "type=inline,mode=max": "mode=min alone",
+		"": "one line", "a,b": "it is one cache", "type=registry": "needs ref", "type=local,src=x": "needs dest", "type=inline,mode=max": "mode=min alone",
 		"type=inline,ref=x": "no option", "type=gha,scope=x": "type=gha", "type=registry,ref=a,mode=all": "min or max",
-		"type=registry,ref=a,compression=estargz": "estargz is not supported", "type=registry,ref=a,compression=uncompressed": "uncompressed is not",
-		"type=registry,ref=a,compression=lz4": "gzip or zstd", "type=registry,ref=a,compression-level=12": "up to 9",
-		"type=registry,ref=a,image-manifest=false": "image-manifest=false", "type=registry,ref=a,oci-mediatypes=0": "oci-mediatypes=false",
+		"type=registry,ref=a,compression=estargz": "estargz is not supported", "type=registry,ref=a,compression=uncompressed,compression-level=1": "up to 0",
+		"type=registry,ref=a,compression=lz4": "gzip, zstd or", "type=registry,ref=a,compression-level=12": "up to 9",
+		"type=registry,ref=a,image-manifest=true,oci-mediatypes=0": "contradict", "type=registry,ref=a,image-manifest=no": "true or false",
 		"type=registry,ref=a,ignore-error=maybe": "true or false", "type=registry,ref=a,max-records=0": "from 1 to", "type=registry,ref=a,max-records=99999": "from 1 to",
 		"type=registry,ref=a,max-size=big": "such as 20GB", "type=registry,ref=a,ttl=never": "such as 720h", "type=registry,ref=a,touch=1": "no option",
 	} {
 		if got, err := cache.ParseTo(in); err == nil || diag.ExitCode(err) != diag.ExitUsage || !strings.Contains(err.Error(), says) {
 			t.Errorf("%q: %+v, %v; want %q", in, got, err, says)
+		}
+	}
+}
+
+// TestNoPasswords: what is refused is named, and its values are not repeated.
+func TestNoPasswords(t *testing.T) {
+	for _, in := range []string{
+		"type=s3,region=x,secret_access_key=hunter2", "type=registry,ref=a,password=hunter2", `type=s3,secret_access_key="hunter2`,
+		"type=s3,secret_access_key=hunter2,secret_access_key=hunter2", "type=azblob,hunter2",
+	} {
+		_, from := cache.ParseFrom(in)
+		_, to := cache.ParseTo(in)
+		for _, err := range []error{from, to} {
+			if err == nil || strings.Contains(err.Error(), "hunter2") {
+				t.Errorf("%q: %v", in, err)
+			}
 		}
 	}
 }

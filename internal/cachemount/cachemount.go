@@ -320,6 +320,24 @@ func (s *Store) List(ctx context.Context) ([]Info, error) {
 // that has it goes on with it, and keeps what it then adds.
 func (s *Store) Remove(k Key) error { return s.st.DeleteRecord(RecordKind, k.record()) }
 
+// RemoveAll forgets all cache mounts of an ID, private ones too: those that began with something if
+// based, else those that began with nothing.
+func (s *Store) RemoveAll(ctx context.Context, id string, based bool) error {
+	all, err := s.List(ctx)
+	if err != nil {
+		return err
+	}
+	for _, m := range all {
+		if m.ID != id || (m.Base != "") != based {
+			continue
+		}
+		if err := s.Remove(m.Key); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // EmptyDir is the one directory in the layer that Empty makes.
 const EmptyDir = "cache"
 

@@ -16,6 +16,7 @@ import (
 	"fmt"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sync/errgroup"
@@ -30,6 +31,9 @@ import (
 func (s *Solver) Solve(ctx context.Context, g *Graph, w Watch) (Result, error) {
 	if g.Target.Op == nil {
 		return Result{}, nil
+	}
+	if err := s.emptyCaches(ctx, g.Ops); err != nil {
+		return Result{}, err
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -246,7 +250,38 @@ func (r *run) compute(ctx context.Context, s *state) ([]Result, error) {
 	if done := r.finished(key); done != nil {
 		return r.found(s, done), nil
 	}
+	if s.forced {
+		return r.produce(ctx, s, key)
+	}
+	hit, release, err := r.claim(ctx, s, key)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	if hit != nil {
+		return r.found(s, hit), nil
+	}
 	return r.produce(ctx, s, key)
+}
+
+// claim waits while another build, in whatever process, does the same operation, and gives what that came
+// to; nil: it is to be done here. As with flights, who has claimed an operation claims its inputs only.
+func (r *run) claim(ctx context.Context, s *state, key digest.Digest) (recs []cache.Record, release func(), err error) {
+	name := "operation " + string(key)
+	release, ok, err := r.Store.TryLock(name)
+	if ok || err != nil {
+		return nil, release, err
+	}
+	long := time.AfterFunc(time.Second, func() { r.Progress.Note(fmt.Sprintf("another build does %q: waiting for it", s.op.Name)) })
+	defer long.Stop()
+	if release, err = r.Store.Lock(ctx, name); err != nil {
+		return nil, nil, err
+	}
+	if recs, err = r.lookup(ctx, s, key); err != nil {
+		release()
+		return nil, nil, err
+	}
+	return recs, release, nil
 }
 
 // produce gives the results of an operation that is not known by its definition: by the

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -58,6 +59,8 @@ type box struct {
 	started []int // number of layers of each session
 	open    int
 	ran     []string
+
+	hold, running chan struct{} // if not nil, the first step closes running and waits for hold
 }
 
 func (*box) Name() string { return "counting" }
@@ -78,7 +81,15 @@ type boxSession struct {
 func (s *boxSession) Run(ctx context.Context, p sandbox.Process, _, changes io.Writer) error {
 	s.b.mu.Lock()
 	s.b.ran = append(s.b.ran, strings.Join(p.Args, " "))
+	first := len(s.b.ran) == 1
 	s.b.mu.Unlock()
+	if first && s.b.hold != nil {
+		close(s.b.running)
+		<-s.b.hold
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+	}
 	switch p.Args[0] {
 	case "fail":
 		return &sandbox.ExitError{Code: 3}
@@ -439,6 +450,50 @@ func TestSolves(t *testing.T) {
 	slices.Sort(f.box.ran)
 	if want := []string{"write a 1", "write b 1", "write c 1"}; !slices.Equal(f.box.ran, want) {
 		t.Errorf("ran %q instead of %q", f.box.ran, want)
+	}
+}
+
+// TestBuilds: of several builds with one store that want the same at the same time one does it, and if that one
+// is ended another.
+func TestBuilds(t *testing.T) {
+	for _, ended := range []bool{false, true} {
+		f := newFixture(t)
+		target := f.exec("write b 1", f.exec("write a 1"))
+		start := func(ctx context.Context, b *box) <-chan error {
+			c, done := f.c, make(chan error, 1)
+			c.Sandbox = b
+			go func() {
+				solver := engine.New(c)
+				defer solver.Close()
+				_, err := solver.Solve(ctx, &engine.Graph{Ops: f.ops, Target: engine.Input{Op: target}}, engine.Watch{})
+				done <- err
+			}()
+			return done
+		}
+		ctx, end := context.WithCancel(context.Background())
+		first, second := &box{hold: make(chan struct{}), running: make(chan struct{})}, &box{}
+		one := start(ctx, first)
+		<-first.running
+		two := start(context.Background(), second)
+		select {
+		case err := <-two:
+			t.Errorf("the second build does not wait: %v", err)
+		case <-time.After(100 * time.Millisecond):
+		}
+		if ended {
+			end()
+		}
+		close(first.hold)
+		if err := <-one; (err != nil) != ended {
+			t.Errorf("the first build: %v", err)
+		}
+		if err := <-two; err != nil {
+			t.Error(err)
+		}
+		end()
+		if (len(second.ran) == 0) == ended {
+			t.Errorf("the first build ran %q, the second %q", first.ran, second.ran)
+		}
 	}
 }
 

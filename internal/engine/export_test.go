@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 )
@@ -17,3 +18,6 @@ func Key(ctx context.Context, c Config, g *Graph) (digest.Digest, error) {
 	r.prepare(g)
 	return r.inputKey(ctx, g.Target)
 }
+
+// SetPatience is how long steps share a cache mount before that is told.
+func (s *Solver) SetPatience(d time.Duration) { s.patience = d }

@@ -41,8 +41,10 @@ func TestImageLimits(t *testing.T) {
 		"more":              {&engine.Image{Ref: "a", Limit: 4}, 0, "layer limit 4 is greater than the number of layers in the image 3"},
 		"one of a layout":   {&engine.Layout{Digest: "d", Limit: 1}, 1, ""},
 		"what was expected": {&engine.Image{Ref: "a", Checksum: digest.FromString("a")}, 3, ""},
-		"something else": {&engine.Image{Ref: "a", Checksum: digest.FromString("b")}, 0,
-			"image digest " + digest.FromString("a").String() + " for a does not match expected checksum " + digest.FromString("b").String()},
+		"something else": {
+			&engine.Image{Ref: "a", Checksum: digest.FromString("b")}, 0,
+			"image digest " + digest.FromString("a").String() + " for a does not match expected checksum " + digest.FromString("b").String(),
+		},
 	} {
 		ls, err := f.solve(f.op(&engine.Merge{}, f.op(c.do))) // whose layers nobody fetches
 		if len(ls) != c.want || (err == nil) != (c.err == "") || err != nil && !strings.Contains(err.Error(), c.err) {

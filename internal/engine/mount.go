@@ -132,11 +132,55 @@ type heldCache struct {
 	*cachemount.Mount
 	volume   *sandbox.Volume
 	writable bool
+	unshare  func() // nil if nobody else has it
 }
 
 func (m *stepMounts) release() {
 	for _, c := range m.caches {
 		c.Release()
+		if c.unshare != nil {
+			c.unshare()
+		}
+	}
+}
+
+// sharers are the steps of a build that have a cache mount at the same time.
+type sharers struct {
+	steps int
+	told  bool
+}
+
+// share says, when a step has run for long beside others with the same cache mount, that none sees what
+// another writes: a step that waits for a file of another's would wait for ever. The step calls unshare at its end.
+func (s *Solver) share(k cachemount.Key) (unshare func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	sh := s.sharers[k]
+	if sh == nil {
+		sh = &sharers{}
+		s.sharers[k] = sh
+	}
+	sh.steps++
+	note := func() {
+		s.mu.Lock()
+		tell := sh.steps > 1 && !sh.told
+		sh.told = sh.told || tell
+		s.mu.Unlock()
+		if tell {
+			s.Progress.Note(fmt.Sprintf("cache mount %q is used by several steps at once: none sees what another writes before that has ended; with sharing=locked they take turns", k.ID))
+		}
+	}
+	var timer *time.Timer
+	if sh.steps > 1 {
+		timer = time.AfterFunc(s.patience, note)
+	}
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		sh.steps--
+		if timer != nil {
+			timer.Stop()
+		}
 	}
 }
 
@@ -315,12 +359,16 @@ func (r *run) takeCache(ctx context.Context, op *Op, k cachemount.Key, sharing c
 		c.Release()
 		return nil, err
 	}
-	return &heldCache{Mount: c, volume: r.volume(c.Layers)}, nil
+	held := &heldCache{Mount: c, volume: r.volume(c.Layers)}
+	if sharing == cachemount.Shared {
+		held.unshare = r.share(c.Key)
+	}
+	return held, nil
 }
 
 // importCache gets a cache mount that the store does not have from elsewhere.
 func (r *run) importCache(ctx context.Context, caches *cachemount.Store, k cachemount.Key, base []image.Layer) error {
-	if r.Mounts == nil {
+	if r.Mounts == nil || r.wasEmptied(k) {
 		return nil
 	}
 	have, err := caches.Own(k)
@@ -332,6 +380,50 @@ func (r *run) importCache(ctx context.Context, caches *cachemount.Store, k cache
 		return err
 	}
 	return caches.Import(ctx, k, base, own)
+}
+
+// emptied names cache mounts that a build has emptied.
+type emptied struct {
+	id    string
+	based bool // those that began with something
+}
+
+// emptyCaches empties the cache mounts of steps that run though their results are known, as BuildKit does:
+// before anything runs, so that steps that came before find them empty, too. A build does it
+// once, for what its steps have put there since is to stay.
+func (s *Solver) emptyCaches(ctx context.Context, ops []*Op) error {
+	for _, op := range ops {
+		x, ok := op.Do.(*Exec)
+		if !ok || !op.IgnoreCache {
+			continue
+		}
+		for _, m := range x.Mounts {
+			if m.Cache == nil {
+				continue
+			}
+			if err := s.emptyCache(ctx, emptied{m.Cache.ID, op.Inputs[m.Input].Op != nil}); err != nil {
+				return fmt.Errorf("empty cache mount %q: %w", m.Cache.ID, err)
+			}
+		}
+	}
+	return nil
+}
+
+func (s *Solver) emptyCache(ctx context.Context, e emptied) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.emptied[e] {
+		return nil
+	}
+	s.emptied[e] = true
+	return cachemount.New(s.Store).RemoveAll(ctx, e.id, e.based)
+}
+
+// wasEmptied reports whether this build has emptied a cache mount.
+func (s *Solver) wasEmptied(k cachemount.Key) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.emptied[emptied{k.ID, k.Base != ""}]
 }
 
 // keepCaches keeps what a step has changed in its cache mounts.

@@ -4,17 +4,21 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"os"
 	"runtime"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/kiln-build/kiln/internal/cache"
+	"github.com/kiln-build/kiln/internal/cachemount"
 	"github.com/kiln-build/kiln/internal/diag"
 	"github.com/kiln-build/kiln/internal/engine"
 	"github.com/kiln-build/kiln/internal/fileop"
@@ -330,6 +334,134 @@ func TestMountErrors(t *testing.T) {
 		var d *diag.Error
 		if !errors.As(err, &d) || diag.ExitCode(err) != diag.ExitDockerfile || !strings.Contains(err.Error(), `"/no/such": not found`) {
 			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// TestIgnoreCacheEmptiesMounts: what a step that runs in any case finds in its cache mounts is
+// what the build has put there.
+func TestIgnoreCacheEmptiesMounts(t *testing.T) {
+	b := newBed(t)
+	cacheMount := func(id string, input int) []engine.Mount {
+		return []engine.Mount{{Dest: "/c", Input: input, Source: ".", Writable: true, Cache: &engine.CacheMount{ID: id}}}
+	}
+	// steps has a step for each script on one cache mount, and what they saw in /1, /2 …
+	steps := func(id string, input int, ignore bool, marks ...string) *engine.Graph {
+		g := &graph{}
+		last := g.root()
+		seed := g.copy(g.add(local("context")), "/used", "/")
+		for i, m := range marks {
+			last = g.run(fmt.Sprintf("echo $(ls /c) > /%d; touch /c/%s", i+1, m), cacheMount(id, input), last, nil, seed)
+			last.IgnoreCache = ignore
+		}
+		return &g.Graph
+	}
+	for _, c := range []struct {
+		id     string
+		input  int // 1: nothing, 2: something
+		ignore bool
+		mark   string
+		want   string
+	}{
+		{"one", 1, false, "a", ""},
+		{"one", 1, false, "b", "a"},
+		{"one", 2, false, "c", "f link"},
+		{"other", 1, false, "d", ""},
+		{"one", 1, true, "e", ""},
+		{"one", 1, false, "f", "e"},
+		{"one", 2, false, "g", "c f link"},
+		{"other", 1, false, "h", "d"},
+		{"one", 2, true, "i", "f link"},
+		{"one", 1, false, "j", "e f"},
+	} {
+		fs, n, _, err := b.solve(t, boundFiles(), steps(c.id, c.input, c.ignore, c.mark))
+		if err != nil || n != 1 {
+			t.Fatalf("%+v: %d steps: %v", c, n, err)
+		}
+		if got := strings.TrimSpace(content(t, fs, "1")); got != c.want {
+			t.Errorf("%+v: in the mount there is %q", c, got)
+		}
+	}
+	// Once in a build, whose second step finds what the first one left.
+	fs, _, _, err := b.solve(t, boundFiles(), steps("one", 1, true, "k", "l"))
+	if err != nil || strings.TrimSpace(content(t, fs, "2")) != "k" {
+		t.Errorf("the second step sees %q: %v", content(t, fs, "2"), err)
+	}
+	solver := engine.New(b.config(boundFiles(), nil))
+	defer solver.Close()
+	for _, mark := range []string{"m", "n"} {
+		res, err := solver.Solve(t.Context(), steps("one", 1, true, mark), engine.Watch{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		tr, err := solver.Tree(t.Context(), res)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, want := strings.TrimSpace(content(t, tr, "1")), map[string]string{"m": "", "n": "m"}[mark]; got != want {
+			t.Errorf("step %s of the build sees %q, want %q", mark, got, want)
+		}
+	}
+}
+
+// notes is a sink of what is said of cache mounts that are shared.
+type notes struct {
+	mu  sync.Mutex
+	all []string
+}
+
+// Send implements progress.Sink.
+func (n *notes) Send(e progress.Event) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if e.Kind == progress.Note && strings.Contains(e.Text, "several steps at once") {
+		n.all = append(n.all, e.Text)
+	}
+}
+
+// TestSharedCacheIsTold: steps that run at the same time with one shared cache mount do not see
+// each other's files, and it is said once; not of steps that take turns.
+func TestSharedCacheIsTold(t *testing.T) {
+	b := newBed(t)
+	for _, c := range []struct {
+		name    string
+		sharing cachemount.Sharing
+		chained bool // one step after the other
+		want    int
+	}{{"shared", cachemount.Shared, false, 1}, {"locked", cachemount.Locked, false, 0}, {"private", cachemount.Private, false, 0}, {"chained", cachemount.Shared, true, 0}} {
+		g := &graph{}
+		root := g.root()
+		var ends []*engine.Op
+		from := root
+		for _, mine := range []string{"a", "b"} {
+			m := []engine.Mount{{Dest: "/c", Input: 1, Source: ".", Writable: true, Cache: &engine.CacheMount{ID: c.name, Sharing: c.sharing}}}
+			op := g.run("touch /c/"+mine+"; sleep 1; ls /c > /"+mine, m, from, nil)
+			if ends = append(ends, op); c.chained {
+				from = op
+			}
+		}
+		if !c.chained {
+			g.add(&engine.Merge{}, ends...)
+		}
+		var said notes
+		config := b.config(nil, nil)
+		config.Progress, config.Parallel = progress.NewRecorder(&said), 2
+		solver := engine.New(config)
+		solver.SetPatience(time.Millisecond)
+		res, err := solver.Solve(t.Context(), &g.Graph, engine.Watch{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		tr, err := solver.Tree(t.Context(), res)
+		if err != nil {
+			t.Fatal(err)
+		}
+		seen := content(t, tr, "a") + content(t, tr, "b")
+		if len(said.all) != c.want || c.want > 0 && seen != "a\nb\n" {
+			t.Errorf("%s: said %q; the steps saw %q", c.name, said.all, seen)
+		}
+		if err := solver.Close(); err != nil {
+			t.Error(err)
 		}
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"runtime"
 	"sync"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -79,6 +80,9 @@ type Solver struct {
 	readers  map[digest.Digest]*layer.Reader
 	bound    map[bound]image.Layer         // parts of build contexts that became layers
 	images   map[digest.Digest]image.Layer // layers of the images that were resolved
+	emptied  map[emptied]bool              // cache mounts
+	sharers  map[cachemount.Key]*sharers
+	patience time.Duration // how long steps share a cache mount before that is told
 }
 
 // New returns a Solver.
@@ -90,7 +94,8 @@ func New(c Config) *Solver {
 	return &Solver{
 		Config: c, slots: semaphore.NewWeighted(int64(c.Parallel)), flights: newFlights(),
 		contexts: map[string]*opened{}, readers: map[digest.Digest]*layer.Reader{}, bound: map[bound]image.Layer{},
-		images: map[digest.Digest]image.Layer{},
+		images: map[digest.Digest]image.Layer{}, emptied: map[emptied]bool{},
+		sharers: map[cachemount.Key]*sharers{}, patience: time.Minute,
 	}
 }
 

@@ -145,7 +145,7 @@ func fromFields(f *fields) (Spec, error) {
 		sp.Dest, sp.Dir = f.text("dest"), !f.flag("tar", true)
 	case Docker:
 		sp.readImage(f)
-		sp.Dest = f.text("dest")
+		sp.Dest, sp.Dir = f.text("dest"), !f.flag("tar", true)
 		f.refuse("context", "there is no docker daemon to load it into")
 	case Tar, Local:
 		sp.readFiles(f)
@@ -227,6 +227,8 @@ func (s *Spec) check(api bool) error {
 	switch {
 	case slices.Contains([]Type{OCI, Tar, Local}, s.Type) && s.Dest == "":
 		return refuse("type=%s needs dest=PATH", s.Type)
+	case s.Dir && s.Dest == "":
+		return refuse("type=%s with tar=false needs dest=DIR", s.Type)
 	case !api && s.Dest == "-" && (s.Type == Local || s.Dir):
 		return refuse("a directory cannot go to standard output")
 	case s.DockerTypes && len(s.Annotations) > 0:

@@ -49,6 +49,7 @@ func TestParseSpec(t *testing.T) {
 		"type=registry,push=true":                 {Type: Registry},
 		"type=oci,dest=x.tar":                     {Type: OCI, Dest: "x.tar"},
 		"type=oci,dest=x,tar=false":               {Type: OCI, Dest: "x", Dir: true},
+		"type=docker,dest=x,tar=false":            {Type: Docker, Dest: "x", Dir: true},
 		"type=oci,dest=x,tar=true":                {Type: OCI, Dest: "x"},
 		`type=oci,"dest=a,b.tar"`:                 {Type: OCI, Dest: "a,b.tar"},
 		"type=oci,dest=-":                         {Type: OCI, Dest: "-"},
@@ -70,7 +71,7 @@ func TestParseSpec(t *testing.T) {
 	for _, in := range []string{
 		"", "\n", "type=tar,dest=a\ntype=tar,dest=b", "a,b", "type=", "type=zip,dest=x", "dest=x", "type=image,dest=x", "type=tar", "type=local",
 		"type=oci", "type=local,dest=-", "type=oci,dest=-,tar=false", "type=tar,dest=x,push=true", "type=image,push=maybe", "type=oci,dest=x,tar=no",
-		"type=image,type=oci", "type=tar,dest=a,dest=b", "type=docker,dest=x,tar=false", `type="tar`, "=x", "type=image,push=",
+		"type=image,type=oci", "type=tar,dest=a,dest=b", "type=docker,tar=false", "type=docker,dest=-,tar=false", `type="tar`, "=x", "type=image,push=",
 		"type=registry,push=false", "type=cacheonly,dest=x", "type=local,dest=x,mode=delete", "type=docker,context=other", "type=image,Push=1,push=0",
 		"type=image,compression=estargz", "type=image,compression-level=10", "type=image,compression-level=-1",
 		"type=image,compression=uncompressed,compression-level=1", "type=image,prefer-nondist-layers=false", "type=image,push-by-digest=true",

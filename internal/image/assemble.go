@@ -109,7 +109,7 @@ func Assemble(opt AssembleOptions) (*Image, error) {
 // manifestLayer is a layer's descriptor as a manifest has it.
 func manifestLayer(d ocispec.Descriptor, docker bool) ocispec.Descriptor {
 	out := ocispec.Descriptor{
-		MediaType: convertLayerType(d.MediaType, docker), Digest: d.Digest, Size: d.Size, URLs: d.URLs,
+		MediaType: ConvertLayerType(d.MediaType, docker), Digest: d.Digest, Size: d.Size, URLs: d.URLs,
 	}
 	for k, v := range d.Annotations {
 		if docker || k == "buildkit/createdat" || strings.HasPrefix(k, "containerd.io/") {

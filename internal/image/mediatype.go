@@ -80,9 +80,9 @@ func layerMediaType(compression string, docker bool) string {
 	return ocispec.MediaTypeImageLayer
 }
 
-// convertLayerType says the same in docker's or in OCI's words. Foreign
+// ConvertLayerType says the same in docker's or in OCI's words. Foreign
 // layers have no counterpart that all tools know, and stay.
-func convertLayerType(mediaType string, docker bool) string {
+func ConvertLayerType(mediaType string, docker bool) string {
 	t, ok := knownLayerTypes()[mediaType]
 	if !ok || t.foreign {
 		return mediaType

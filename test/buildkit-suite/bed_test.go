@@ -120,8 +120,11 @@ func (b *bed) images(t *testing.T, cache string) error {
 	if busybox, err = squash(busybox); err != nil {
 		return err
 	}
-	alpine, err := withFile(busybox, "etc/alpine-release", 0o644, "3.23.0\n")
+	alpine, err := withDirs(busybox, "proc", "sys") // which the real one has, and a RUN step would make
 	if err != nil {
+		return err
+	}
+	if alpine, err = withFile(alpine, "etc/alpine-release", 0o644, "3.23.0\n"); err != nil {
 		return err
 	}
 	if alpine, err = withFile(alpine, "sbin/apk", 0o755, "#!/bin/sh\necho 'apk: there is no network here' >&2\nexit 127\n"); err != nil {
@@ -174,14 +177,33 @@ func squash(img v1.Image) (v1.Image, error) {
 
 // withFile is an image with one file more.
 func withFile(base v1.Image, path string, mode int64, content string) (v1.Image, error) {
+	h := &tar.Header{Typeflag: tar.TypeReg, Name: path, Mode: mode, Size: int64(len(content)), ModTime: fileTime()}
+	return withEntries(base, content, h)
+}
+
+// withDirs is an image with empty directories more.
+func withDirs(base v1.Image, paths ...string) (v1.Image, error) {
+	var hs []*tar.Header
+	for _, p := range paths {
+		hs = append(hs, &tar.Header{Typeflag: tar.TypeDir, Name: p + "/", Mode: 0o755, ModTime: fileTime()})
+	}
+	return withEntries(base, "", hs...)
+}
+
+// fileTime is when the entries that are added were made.
+func fileTime() time.Time { return time.Unix(1767225600, 0) }
+
+// withEntries is an image with one layer more; content is that of the entries that are files.
+func withEntries(base v1.Image, content string, hs ...*tar.Header) (v1.Image, error) {
 	var buf bytes.Buffer
 	w := tar.NewWriter(&buf)
-	h := &tar.Header{Typeflag: tar.TypeReg, Name: path, Mode: mode, Size: int64(len(content)), ModTime: time.Unix(1767225600, 0)}
-	if err := w.WriteHeader(h); err != nil {
-		return nil, err
-	}
-	if _, err := io.WriteString(w, content); err != nil {
-		return nil, err
+	for _, h := range hs {
+		if err := w.WriteHeader(h); err != nil {
+			return nil, err
+		}
+		if _, err := io.WriteString(w, content); err != nil {
+			return nil, err
+		}
 	}
 	if err := w.Close(); err != nil {
 		return nil, err

@@ -228,7 +228,9 @@ func (b *bed) ask(ctx context.Context, t *testing.T, o *reference, cases []*Case
 			if err := c.Write(dir); err != nil {
 				return fmt.Errorf("write %s: %w", c.Name, err)
 			}
-			b.web.serve(c, dir)
+			if err := b.web.serve(c, dir); err != nil {
+				return err
+			}
 			if err := o.ask(ctx, from, c, dir, b.host+"/"+strings.ToLower(o.name)+"/"+c.Name); err != nil {
 				t.Error(err)
 			}
@@ -273,7 +275,9 @@ func check(ctx context.Context, t *testing.T, b *bed, k builder, c *Case) {
 	if err := c.Write(dir); err != nil {
 		t.Fatal(err)
 	}
-	b.web.serve(c, dir)
+	if err := b.web.serve(c, dir); err != nil {
+		t.Fatal(err)
+	}
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
 	defer cancel()
 	ref := b.host + "/kiln/" + c.Name

@@ -11,10 +11,9 @@ import (
 	"strconv"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/google/go-containerregistry/pkg/v1/remote"
-	"github.com/moby/buildkit/client"
+	buildkit "github.com/moby/buildkit/client"
 	"github.com/moby/buildkit/client/llb"
 
 	"github.com/kiln-build/kiln/internal/registry/registrytest"
@@ -127,39 +126,13 @@ func TestBuildctlDaemonless(t *testing.T) {
 	}
 }
 
-// serve starts Kiln as buildkitd, without privilege, and returns its address.
+// serve starts Kiln as buildkitd, which is not told the credentials, and returns its address.
 func (a *access) serve(args ...string) (addr string) {
 	a.t.Helper()
-	sock := filepath.Join(a.runner.Work, "s.sock")
-	a.runner.Env = nil // the credentials are the client's
-	cmd, err := a.runner.As(a.t.Context(), "buildkitd", append([]string{"--addr", "unix://" + sock}, args...)...)
-	if err != nil {
-		a.t.Fatal(err)
-	}
-	var log bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &log, &log
-	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
-	cmd.WaitDelay = 30 * time.Second
-	if err := cmd.Start(); err != nil {
-		a.t.Fatal(err)
-	}
-	a.t.Cleanup(func() {
-		_ = cmd.Process.Signal(os.Interrupt)
-		_ = cmd.Wait()
-		if a.t.Failed() {
-			a.t.Logf("the server said:\n%s", log.String())
-		}
-		a.silent(log.String())
-	})
-	for range 300 {
-		if c, err := net.Dial("unix", sock); err == nil {
-			c.Close()
-			return "unix://" + sock
-		}
-		time.Sleep(100 * time.Millisecond)
-	}
-	a.t.Fatal("the server does not listen")
-	return ""
+	a.runner.Env = nil // they are the client's
+	s := startServer(a.t, a.runner, append([]string{"--addr", "unix://" + filepath.Join(a.runner.Work, "s.sock")}, args...)...)
+	a.t.Cleanup(func() { a.silent(s.log()) })
+	return s.addr
 }
 
 // TestBuildctlServer has a server build, by our buildctl and by BuildKit's: what they send and say is the same.
@@ -305,7 +278,7 @@ RUN echo done >/made
 				t.Errorf("%s of %s: /made is %q", what, where, got)
 			}
 			for line := range strings.Lines(read(t, trace)) {
-				var s client.SolveStatus
+				var s buildkit.SolveStatus
 				if err := json.Unmarshal([]byte(line), &s); err != nil {
 					t.Fatalf("the trace of %s of %s: %v\n%s", what, where, err, line)
 				}

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -52,6 +53,36 @@ func Programs(ctx context.Context) (string, error) {
 	return bin, os.WriteFile(filepath.Join(bin, "done"), nil, 0o644)
 }
 
+// BuildxVersion is that of buildx, as test/buildx/go.mod pins it.
+const BuildxVersion = "v0.37.0"
+
+// Buildx builds docker's buildx, which is a program of its own besides a plugin, into the cache
+// directory, and returns its path.
+func Buildx(ctx context.Context) (string, error) {
+	root, err := testenv.Root()
+	if err != nil {
+		return "", err
+	}
+	cache, err := testenv.CacheDir()
+	if err != nil {
+		return "", err
+	}
+	bin := filepath.Join(cache, "bin", "buildx-"+BuildxVersion)
+	if _, err := os.Stat(bin); err == nil {
+		return bin, nil
+	}
+	if err := os.MkdirAll(filepath.Dir(bin), 0o755); err != nil {
+		return "", err
+	}
+	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", bin+".new", "github.com/docker/buildx/cmd/buildx")
+	cmd.Dir = filepath.Join(root, "test", "buildx")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-buildvcs=false")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build buildx: %w\n%s", err, out)
+	}
+	return bin, os.Rename(bin+".new", bin)
+}
+
 // Daemon is a running buildkitd.
 type Daemon struct {
 	// PID is its process, whose descendants are all that a build runs.
@@ -71,6 +102,8 @@ type Options struct {
 	CgroupParent string
 	// Wrap, if not nil, changes the daemon's command line; the process stays the daemon's own.
 	Wrap func(argv []string) []string
+	// Program is a server to start in BuildKit's place: what comes before --config FILE.
+	Program []string
 }
 
 // Start runs buildkitd with its state in dir, taking the registries at hosts
@@ -84,7 +117,7 @@ func StartWith(ctx context.Context, dir string, o Options) (*Daemon, error) {
 	if os.Geteuid() != 0 {
 		return nil, errors.New("start buildkitd: needs root")
 	}
-	if _, err := exec.LookPath("runc"); err != nil {
+	if _, err := exec.LookPath("runc"); err != nil && o.Program == nil {
 		return nil, errors.New("start buildkitd: needs runc: scripts/deps.sh oracle")
 	}
 	bin, err := Programs(ctx)
@@ -112,7 +145,11 @@ func StartWith(ctx context.Context, dir string, o Options) (*Daemon, error) {
 		return nil, err
 	}
 	defer log.Close()
-	argv := []string{filepath.Join(bin, "buildkitd"), "--config", conf}
+	program := o.Program
+	if program == nil {
+		program = []string{filepath.Join(bin, "buildkitd")}
+	}
+	argv := append(slices.Clone(program), "--config", conf)
 	if o.Wrap != nil {
 		argv = o.Wrap(argv)
 	}

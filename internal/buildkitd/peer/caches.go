@@ -15,6 +15,7 @@ import (
 
 	"github.com/kiln-build/kiln/internal/build"
 	"github.com/kiln-build/kiln/internal/cache"
+	"github.com/kiln-build/kiln/internal/cache/remote"
 	"github.com/kiln-build/kiln/internal/image"
 )
 
@@ -98,18 +99,19 @@ func (d *directory) Put(ctx context.Context, l image.Layer) error {
 }
 
 // Replace implements remote.Storage.
-func (d *directory) Replace(ctx context.Context, old digest.Digest, config, manifest []byte) (bool, error) {
+func (d *directory) Replace(ctx context.Context, old digest.Digest, config []byte, manifest remote.Manifest) (bool, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.manifest.Digest != old {
 		return false, nil
 	}
-	var desc ocispec.Descriptor
-	for _, b := range [][]byte{config, manifest} { // the manifest last
-		desc = ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: digest.FromBytes(b), Size: int64(len(b))}
-		if err := d.put(ctx, desc, bytes.NewReader(b)); err != nil {
-			return false, err
-		}
+	c := ocispec.Descriptor{MediaType: remote.MediaType, Digest: digest.FromBytes(config), Size: int64(len(config))}
+	if err := d.put(ctx, c, bytes.NewReader(config)); err != nil {
+		return false, err
+	}
+	desc := manifest.Descriptor()
+	if err := d.put(ctx, desc, bytes.NewReader(manifest.Raw)); err != nil { // last: what it names is there
+		return false, err
 	}
 	d.manifest, d.written = desc, true
 	return true, nil

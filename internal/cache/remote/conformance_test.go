@@ -3,7 +3,10 @@ package remote_test
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"io"
+	"log"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -11,11 +14,13 @@ import (
 	"testing"
 	"time"
 
+	lenient "github.com/google/go-containerregistry/pkg/registry"
 	"github.com/opencontainers/go-digest"
 
 	"github.com/kiln-build/kiln/internal/cache"
 	"github.com/kiln-build/kiln/internal/cache/cachetest"
 	"github.com/kiln-build/kiln/internal/cache/remote"
+	"github.com/kiln-build/kiln/internal/diag"
 	"github.com/kiln-build/kiln/internal/export"
 	"github.com/kiln-build/kiln/internal/image"
 	"github.com/kiln-build/kiln/internal/layer"
@@ -134,6 +139,37 @@ func TestZstd(t *testing.T) {
 	cachetest.Run(t, func(t *testing.T) cachetest.Backend {
 		return inDirectory(t, ",compression=zstd,force-compression=true").backend()
 	})
+}
+
+// TestIndex: with image-manifest=false a cache is an index, in docker's words if that is wanted, and works like any other.
+func TestIndex(t *testing.T) {
+	for name, more := range map[string]string{"oci": ",image-manifest=false", "docker": ",oci-mediatypes=false,compression=zstd"} {
+		t.Run(name+" in a directory", func(t *testing.T) {
+			cachetest.Run(t, func(t *testing.T) cachetest.Backend { return inDirectory(t, more).backend() })
+		})
+		t.Run(name+" in a registry", func(t *testing.T) {
+			cachetest.Run(t, func(t *testing.T) cachetest.Backend {
+				// One that takes what it is given: distribution 3 does not.
+				srv := httptest.NewServer(lenient.New(lenient.Logger(log.New(io.Discard, "", 0))))
+				t.Cleanup(srv.Close)
+				ref := strings.TrimPrefix(srv.URL, "http://") + "/team/cache:main"
+				return place{t: t, reg: client(t), spec: to(t, "type=registry,ref="+ref+more), warn: &warnings{}}.backend()
+			})
+		})
+	}
+}
+
+// TestIndexRefused: of a registry that takes no index of layers it is said what to do.
+func TestIndexRefused(t *testing.T) {
+	p := inRegistry(t, registrytest.New(t, registrytest.Options{}), ",image-manifest=false")
+	st := cachetest.NewStore(t)
+	w := p.open(st)
+	save(t, w, "k", cachetest.Layer(t, st, "one"))
+	err := w.Flush(context.Background())
+	var d *diag.Error
+	if !errors.As(err, &d) || !strings.Contains(d.Hint, "image-manifest=true") {
+		t.Error(err)
+	}
 }
 
 // inline is an index whose records go into an image.

@@ -156,8 +156,14 @@ func parseLayer(l layerDocument, blobs []ocispec.Descriptor) (image.Layer, error
 	return out, image.CheckLayerType(b.MediaType)
 }
 
+// form is what kind of document a cache's manifest is.
+type form struct {
+	index  bool // with the config as the last of its manifests
+	docker bool // media types
+}
+
 // encode writes manifest and config. The same contents give the same bytes.
-func (c *contents) encode() (manifest, config []byte, err error) {
+func (c *contents) encode(f form) (manifest Manifest, config []byte, err error) {
 	d := configDocument{Version: version, Layers: []layerDocument{}, Records: []recordDocument{}}
 	m := ocispec.Manifest{
 		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest, Layers: []ocispec.Descriptor{},
@@ -171,22 +177,48 @@ func (c *contents) encode() (manifest, config []byte, err error) {
 			if !ok {
 				to = uint32(len(d.Layers))
 				numbers[n] = to
-				d.Layers = append(d.Layers, layerOf(c.layers[n], &m, blobs))
+				d.Layers = append(d.Layers, layerOf(c.layers[n], &m, blobs, f.docker))
 			}
 			r.Layers = append(r.Layers, to)
 		}
 		d.Records = append(d.Records, r)
 	}
 	if config, err = compact(d); err != nil {
-		return nil, nil, err
+		return manifest, nil, err
 	}
 	m.Config = ocispec.Descriptor{MediaType: MediaType, Digest: digest.FromBytes(config), Size: int64(len(config))}
-	manifest, err = compact(m)
+	manifest, err = f.manifest(&m)
 	return manifest, config, err
 }
 
+// manifest is an image manifest in its form.
+func (f form) manifest(m *ocispec.Manifest) (Manifest, error) {
+	out := Manifest{Type: m.MediaType, Layers: m.Layers}
+	var err error
+	if !f.index {
+		out.Raw, err = compact(m)
+		return out, err
+	}
+	if out.Type = ocispec.MediaTypeImageIndex; f.docker {
+		out.Type = image.MediaTypeDockerList
+	}
+	out.Raw, err = compact(ocispec.Index{
+		Versioned: m.Versioned, MediaType: out.Type, Manifests: append(slices.Clip(m.Layers), m.Config),
+	})
+	return out, err
+}
+
+// ofIndex is the image manifest that an index stands for, nil if it is no cache of Kiln's.
+func ofIndex(idx *ocispec.Index) *ocispec.Manifest {
+	last := len(idx.Manifests) - 1
+	if last < 0 || idx.Manifests[last].MediaType != MediaType {
+		return nil
+	}
+	return &ocispec.Manifest{Config: idx.Manifests[last], Layers: idx.Manifests[:last]}
+}
+
 // layerOf describes a layer, and puts its blob into the manifest.
-func layerOf(l image.Layer, m *ocispec.Manifest, blobs map[digest.Digest]uint32) layerDocument {
+func layerOf(l image.Layer, m *ocispec.Manifest, blobs map[digest.Digest]uint32, docker bool) layerDocument {
 	d := layerDocument{DiffID: l.DiffID, Created: l.Created, Newest: l.Newest}
 	if l.Blob.Digest == "" {
 		return d
@@ -195,7 +227,9 @@ func layerOf(l image.Layer, m *ocispec.Manifest, blobs map[digest.Digest]uint32)
 	if !ok {
 		n = uint32(len(m.Layers))
 		blobs[l.Blob.Digest] = n
-		m.Layers = append(m.Layers, ocispec.Descriptor{MediaType: l.Blob.MediaType, Digest: l.Blob.Digest, Size: l.Blob.Size})
+		m.Layers = append(m.Layers, ocispec.Descriptor{
+			MediaType: image.ConvertLayerType(l.Blob.MediaType, docker), Digest: l.Blob.Digest, Size: l.Blob.Size,
+		})
 	}
 	d.Blob = &n
 	return d

@@ -2,7 +2,6 @@ package remote
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -275,7 +274,7 @@ func writeAtomic(p string, write func(io.Writer) error) error {
 }
 
 // Replace implements Storage.
-func (l *layout) Replace(_ context.Context, old digest.Digest, config, manifest []byte) (bool, error) {
+func (l *layout) Replace(_ context.Context, old digest.Digest, config []byte, manifest Manifest) (bool, error) {
 	if err := l.begin(); err != nil {
 		return false, err
 	}
@@ -295,15 +294,15 @@ func (l *layout) Replace(_ context.Context, old digest.Digest, config, manifest 
 	if now, _ := l.find(idx); now.Digest != old {
 		return false, nil
 	}
-	if err := l.complete(manifest); err != nil {
+	if err := l.complete(manifest.Layers); err != nil {
 		return false, err
 	}
-	for _, b := range [][]byte{config, manifest} {
+	for _, b := range [][]byte{config, manifest.Raw} {
 		if err := writeFile(l.blobPath(digest.FromBytes(b)), b); err != nil {
 			return false, err
 		}
 	}
-	raw, err := compact(l.named(idx, manifest))
+	raw, err := compact(l.named(idx, manifest.Descriptor()))
 	if err == nil {
 		err = writeFile(filepath.Join(l.dir, ocispec.ImageIndexFile), raw)
 	}
@@ -311,12 +310,8 @@ func (l *layout) Replace(_ context.Context, old digest.Digest, config, manifest 
 }
 
 // complete checks that all layers that a manifest names are there.
-func (l *layout) complete(manifest []byte) error {
-	var m ocispec.Manifest
-	if err := json.Unmarshal(manifest, &m); err != nil {
-		return err
-	}
-	for _, d := range m.Layers {
+func (l *layout) complete(layers []ocispec.Descriptor) error {
+	for _, d := range layers {
 		if fi, err := os.Lstat(l.blobPath(d.Digest)); err != nil || fi.Size() != d.Size {
 			return fmt.Errorf("blob %s: %w", d.Digest, errLost)
 		}
@@ -325,13 +320,11 @@ func (l *layout) complete(manifest []byte) error {
 }
 
 // named is the index with the cache's name on a manifest.
-func (l *layout) named(idx *ocispec.Index, manifest []byte) ocispec.Index {
+func (l *layout) named(idx *ocispec.Index, manifest ocispec.Descriptor) ocispec.Index {
+	manifest.Annotations = map[string]string{ocispec.AnnotationRefName: l.tag}
 	out := ocispec.Index{
 		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex, Annotations: idx.Annotations,
-		Manifests: []ocispec.Descriptor{{
-			MediaType: ocispec.MediaTypeImageManifest, Digest: digest.FromBytes(manifest), Size: int64(len(manifest)),
-			Annotations: map[string]string{ocispec.AnnotationRefName: l.tag},
-		}},
+		Manifests: []ocispec.Descriptor{manifest},
 	}
 	for _, m := range idx.Manifests {
 		if m.Annotations[ocispec.AnnotationRefName] != l.tag {

@@ -146,6 +146,8 @@ func (c *Cache) flush(ctx context.Context) error {
 		}
 		ok, err := c.replace(ctx, known.manifest, next)
 		switch {
+		case errors.Is(err, errLost) && try > 1 && c.writing.Spec.Index:
+			return &diag.Error{Err: err, Code: diag.ExitCode(err), Hint: "Not every registry takes an index of layers. image-manifest=true, the default, makes a manifest of the cache."}
 		case errors.Is(err, errLost) && try < maxTries:
 			// Of others' layers, or of those that were there at first.
 			if err := c.putAll(ctx); err != nil {
@@ -219,12 +221,13 @@ func (c *Cache) reload(ctx context.Context) (*contents, error) {
 
 // replace writes the cache, smaller if it would be too large.
 func (c *Cache) replace(ctx context.Context, old digest.Digest, next *contents) (ok bool, err error) {
+	sp := c.writing.Spec
 	for {
-		manifest, config, err := next.encode()
+		manifest, config, err := next.encode(form{index: sp.Index, docker: sp.DockerTypes})
 		if err != nil {
 			return false, err
 		}
-		if len(config) <= maxDocument && len(manifest) <= image.MaxManifest {
+		if len(config) <= maxDocument && len(manifest.Raw) <= image.MaxManifest {
 			return c.storage.Replace(ctx, old, config, manifest)
 		}
 		if len(next.entries) < 2 {

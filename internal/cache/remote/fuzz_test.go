@@ -40,12 +40,14 @@ func FuzzRecords(f *testing.F) {
 				}
 			}
 		}
-		manifest, again, err := c.encode()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := loadFrom(t.Context(), documents{digest.FromBytes(again): again}, manifest); err != nil {
-			t.Errorf("what was written cannot be read: %v", err)
+		for _, f := range []form{{}, {index: true}, {index: true, docker: true}} {
+			manifest, again, err := c.encode(f)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := loadFrom(t.Context(), documents{digest.FromBytes(again): again}, manifest.Raw); err != nil {
+				t.Errorf("what was written cannot be read: %v", err)
+			}
 		}
 	})
 }
@@ -63,7 +65,7 @@ func (d documents) Read(_ context.Context, desc ocispec.Descriptor) ([]byte, err
 
 func (d documents) Put(context.Context, image.Layer) error { return nil }
 
-func (d documents) Replace(context.Context, digest.Digest, []byte, []byte) (bool, error) {
+func (d documents) Replace(context.Context, digest.Digest, []byte, Manifest) (bool, error) {
 	return false, nil
 }
 

@@ -66,6 +66,9 @@ func loadFrom(ctx context.Context, s Storage, raw []byte) (*contents, error) {
 	if err := json.Unmarshal(raw, &idx); err != nil {
 		return nil, unusable(kindOther, "its manifest is not valid JSON: %w", err)
 	}
+	if m := ofIndex(&idx); m != nil {
+		return loadCache(ctx, s, m)
+	}
 	if idx.Manifests != nil {
 		return loadIndex(ctx, s, &idx)
 	}
@@ -79,14 +82,18 @@ func loadFrom(ctx context.Context, s Storage, raw []byte) (*contents, error) {
 	case ocispec.MediaTypeImageConfig, image.MediaTypeDockerConfig:
 		return loadImage(ctx, s, raw, &m)
 	case MediaType:
-	default:
-		return nil, unusable(kindOther, "it is neither a cache nor an image, but has content of type %q", clip(m.Config.MediaType))
+		return loadCache(ctx, s, &m)
 	}
+	return nil, unusable(kindOther, "it is neither a cache nor an image, but has content of type %q", clip(m.Config.MediaType))
+}
+
+// loadCache reads the records of a cache.
+func loadCache(ctx context.Context, s Storage, m *ocispec.Manifest) (*contents, error) {
 	config, err := s.Read(ctx, m.Config)
 	if err != nil {
 		return nil, fmt.Errorf("read its records: %w", err)
 	}
-	c, err := parse(&m, config)
+	c, err := parse(m, config)
 	if err != nil {
 		return nil, &unusableError{kindCache, err}
 	}

@@ -75,7 +75,7 @@ func (t *tagged) Put(ctx context.Context, l image.Layer) error {
 
 // Replace implements Storage. Registries have no way to replace a tag only if it
 // has not moved: it is looked at as late as possible.
-func (t *tagged) Replace(ctx context.Context, old digest.Digest, config, manifest []byte) (bool, error) {
+func (t *tagged) Replace(ctx context.Context, old digest.Digest, config []byte, manifest Manifest) (bool, error) {
 	p, err := t.open(ctx)
 	if err != nil {
 		return false, err
@@ -90,8 +90,7 @@ func (t *tagged) Replace(ctx context.Context, old digest.Digest, config, manifes
 	if err != nil || now != old {
 		return false, err
 	}
-	d := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: digest.FromBytes(manifest), Size: int64(len(manifest))}
-	_, err = p.Tag(ctx, d, manifest)
+	_, err = p.Tag(ctx, manifest.Descriptor(), manifest.Raw)
 	if registry.Unknown(err) {
 		err = errors.Join(errLost, err)
 	}

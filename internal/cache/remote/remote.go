@@ -42,9 +42,21 @@ type Storage interface {
 	// Replace makes the cache's name stand for a new manifest. ok is false, and
 	// nothing was changed, if it does not stand for old any more ("" is for nothing).
 	// errLost is in the error's chain if a blob that the manifest names is not there.
-	Replace(ctx context.Context, old digest.Digest, config, manifest []byte) (ok bool, err error)
+	Replace(ctx context.Context, old digest.Digest, config []byte, manifest Manifest) (ok bool, err error)
 	// Origin is where layers say that they come from (image.Layer).
 	Origin() string
+}
+
+// Manifest is what a cache's name stands for: an image manifest, or an index of the same blobs.
+type Manifest struct {
+	Raw    []byte
+	Type   string               // its media type
+	Layers []ocispec.Descriptor // the blobs that it names, but for the config
+}
+
+// Descriptor describes the manifest.
+func (m Manifest) Descriptor() ocispec.Descriptor {
+	return ocispec.Descriptor{MediaType: m.Type, Digest: digest.FromBytes(m.Raw), Size: int64(len(m.Raw))}
 }
 
 // errLost says that a blob is not where a manifest said it was.
