@@ -157,7 +157,7 @@ func (c *client) command(ctx context.Context, args ...string) *exec.Cmd {
 // try runs the client to its end.
 func (c *client) try(args ...string) (out string, code int) {
 	c.t.Helper()
-	ctx, cancel := context.WithTimeout(c.t.Context(), patience)
+	ctx, cancel := context.WithTimeout(c.t.Context(), 5*patience) // W1 takes two minutes when everything else runs too
 	defer cancel()
 	cmd := c.command(ctx, args...)
 	b, err := cmd.CombinedOutput()
