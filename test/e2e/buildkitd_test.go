@@ -137,7 +137,7 @@ func (s *server) clients() []*client { return []*client{s.buildctl(), s.buildx()
 func newClient(t *testing.T, name, path string) *client {
 	home := t.TempDir()
 	return &client{t: t, name: name, path: path, home: home, env: []string{
-		"PATH=" + os.Getenv("PATH"), "HOME=" + home, "DOCKER_CONFIG=" + filepath.Join(home, ".docker"), "BUILDX_BUILDER=kiln", "GIT_CONFIG_NOSYSTEM=1",
+		"PATH=" + os.Getenv("PATH"), "HOME=" + home, "DOCKER_CONFIG=" + filepath.Join(home, ".docker"), "BUILDX_CONFIG=" + filepath.Join(home, "buildx"), "BUILDX_BUILDER=kiln", "GIT_CONFIG_NOSYSTEM=1",
 	}}
 }
 

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/kiln-build/kiln/internal/registry/registrytest"
 	"github.com/kiln-build/kiln/test/kilnrun"
 )
 
@@ -111,4 +112,24 @@ func TestDockerBuildx(t *testing.T) {
 		t.Error("docker build makes another image")
 	}
 	contains(t, x.run("buildx", "imagetools", "inspect", ref), digest(t, ref))
+}
+
+// TestBuildxCredentials: buildx has the password of a registry that wants tokens, and the server has not.
+func TestBuildxCredentials(t *testing.T) {
+	guard(t)
+	t.Parallel()
+	shared := kilnrun.Open(t, busybox).Runner
+	a := newAccess(t, shared, registrytest.Options{User: user, Password: password, TLS: true, Token: true}, "127.0.0.1")
+	a.here()
+	x := a.serve("--config", a.buildkitdTOML("buildkitd.toml")).buildx()
+	x.env = append(x.env, "SSL_CERT_FILE="+put(t, filepath.Join(a.dir, "ca.pem"), a.pem)) // it gets tokens itself
+	line := []string{"build", "--progress", "plain", "--push", "--tag", a.host + "/team/app:1", a.runner.Work}
+	out, code := x.try(line...)
+	if code == 0 || !strings.Contains(out, "401 Unauthorized") {
+		t.Errorf("without a password buildx exits with %d:\n%s", code, out)
+	}
+	a.login()
+	x.env = append(x.env, a.env...)
+	a.silent(x.run(line...))
+	a.pushed()
 }
