@@ -53,8 +53,11 @@ func execute(w io.Writer, t *template.Template, v any) error {
 // table aligns columns as BuildKit's buildctl does.
 func table(w io.Writer) *tabwriter.Writer { return tabwriter.NewWriter(w, 1, 8, 1, '\t', 0) }
 
-func size(n int64) string {
-	return units.CustomSize("%.2f%s", float64(n), 1000, []string{"B", "kB", "MB", "GB", "TB", "PB"})
+func size(n int64) string { return sizeAs("%.2f%s", n) }
+
+// sizeAs is a size in decimal units, by a format for a number and a unit.
+func sizeAs(format string, n int64) string {
+	return units.CustomSize(format, float64(n), 1000, []string{"B", "kB", "MB", "GB", "TB", "PB"})
 }
 
 func newDiskUsage(s *server) *cobra.Command {
@@ -273,7 +276,7 @@ func printWorker(w io.Writer, i *ctl.Worker, verbose bool) {
 			bytes int64
 		}{{"Reserved space", p.ReservedSpace}, {"Minimum free space", p.MinFreeSpace}, {"Maximum used space", p.MaxUsedSpace}} {
 			if l.bytes > 0 {
-				fmt.Fprintf(w, "\t%s:\t%s\n", l.name, units.HumanSize(float64(l.bytes)))
+				fmt.Fprintf(w, "\t%s:\t%s\n", l.name, sizeAs("%g%s", l.bytes))
 			}
 		}
 	}
