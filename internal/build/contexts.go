@@ -18,6 +18,7 @@ import (
 	"github.com/kiln-build/kiln/internal/source"
 	"github.com/kiln-build/kiln/internal/source/git"
 	"github.com/kiln-build/kiln/internal/source/local"
+	"github.com/kiln-build/kiln/internal/store"
 )
 
 // contexts are the opened build contexts of a request.
@@ -75,7 +76,7 @@ func (c *contexts) open(ctx context.Context, env Env, req Request) error {
 	c.closers = append(c.closers, func() error { cleanup(); return nil })
 	keepGit, _ := strconv.ParseBool(req.BuildArgs["BUILDKIT_CONTEXT_KEEP_GIT_DIR"])
 	src, err := source.Open(ctx, source.Options{
-		Arg: req.Context, Dockerfile: req.Dockerfile, Stdin: req.Stdin, ScratchDir: scratch, StatCache: statCache(env),
+		Arg: req.Context, Dockerfile: req.Dockerfile, Stdin: req.Stdin, ScratchDir: scratch, StatCache: StatCache(env.Store),
 		Env: env.Environ, KeepGitDir: keepGit, Limits: layer.DefaultLimits(),
 	})
 	if err != nil {
@@ -107,7 +108,7 @@ func (c *contexts) locals(_ context.Context, env Env, req Request) error {
 
 // local opens a directory as the tree of that name.
 func (c *contexts) local(env Env, name, dir string) error {
-	t, err := local.Open(dir, local.WithStatCache(statCache(env)))
+	t, err := local.Open(dir, local.WithStatCache(StatCache(env.Store)))
 	if err != nil {
 		return err
 	}
@@ -116,8 +117,8 @@ func (c *contexts) local(env Env, name, dir string) error {
 	return nil
 }
 
-// statCache is where contexts keep the digests of files that have not changed.
-func statCache(env Env) string { return filepath.Join(env.Store.Root(), "stat") }
+// StatCache is where contexts keep the digests of files that have not changed.
+func StatCache(st *store.Store) string { return filepath.Join(st.Root(), "stat") }
 
 func (c *contexts) named(ctx context.Context, env Env, req Request, name, value string) error {
 	kind, rest, ok := strings.Cut(value, "://")

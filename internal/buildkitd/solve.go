@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -144,7 +145,9 @@ func (s *Server) solve(ctx context.Context, j *job, req *controlapi.SolveRequest
 	}
 	defer cleanup()
 	get := func(ctx context.Context, id string) (session.Caller, error) { return s.sessions.get(ctx, id, j.owner) }
-	p := peer.New(ctx, get, req.Session, scratch)
+	p := peer.New(ctx, peer.Options{
+		Sessions: get, ID: req.Session, Owner: j.owner, Scratch: scratch, StatCache: filepath.Join(build.StatCache(s.opt.Store), "clients"),
+	})
 	defer p.Close()
 	epochOfArgs(req)
 	out, err := outputs(req.Exporters, p, 0)

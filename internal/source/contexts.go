@@ -22,11 +22,13 @@ type Selection struct {
 	Progress func(bytes int64) `json:"-"`
 	// SharedKey is equal for contexts that are likely to have much in common; may be empty.
 	SharedKey string
+	// Reread: content is compared, whatever is known of files with the same times.
+	Reread bool
 }
 
 // LocalSelection is what an LLB source operation local://NAME with these attributes selects.
 func LocalSelection(name string, attrs map[string]string) (Selection, error) {
-	s := Selection{Name: name, Session: attrs["local.session"], SharedKey: attrs["local.sharedkeyhint"]}
+	s := Selection{Name: name, Session: attrs["local.session"], SharedKey: attrs["local.sharedkeyhint"], Reread: attrs["local.differ"] == "none"}
 	for attr, to := range map[string]*[]string{
 		"local.includepattern": &s.Include, "local.excludepatterns": &s.Exclude, "local.followpaths": &s.Follow,
 	} {

@@ -28,7 +28,7 @@ func (p *Peer) Resolve(target authn.Resource) (authn.Authenticator, error) {
 // ResolveContext implements authn.ContextKeychain: the client knows the credentials. A client
 // that offers none, or has opened no session, has none.
 func (p *Peer) ResolveContext(ctx context.Context, target authn.Resource) (authn.Authenticator, error) {
-	if p.id == "" {
+	if p.ID == "" {
 		return authn.Anonymous, nil
 	}
 	c, err := p.caller(ctx, "")

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/url"
 	"strings"
+	"time"
 	"unicode"
 
 	"github.com/moby/buildkit/session/filesync"
@@ -49,7 +50,11 @@ func (p *Peer) openContext(ctx context.Context, s source.Selection) (*files, err
 		cancel(nil)
 		return nil, err
 	}
-	f, err := receive(counting(stream, s.Progress), p.scratch, layer.DefaultLimits(), cancel)
+	known := &seen{cache: p.seen(), space: space(p.Owner, c.SharedKey(), s.Name, s.SharedKey), began: time.Now()}
+	if s.Reread {
+		known = nil
+	}
+	f, err := receive(counting(stream, s.Progress), p.Scratch, layer.DefaultLimits(), known, cancel)
 	if !stop() && err == nil { // ctx has ended the stream
 		err = context.Cause(ctx)
 	}

@@ -15,6 +15,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/opencontainers/go-digest"
 	"github.com/tonistiigi/fsutil/types"
 
 	"github.com/kiln-build/kiln/internal/layer"
@@ -36,6 +37,7 @@ type files struct {
 	entries map[string]*entry
 	regular []*entry // in the order in which they were listed
 	spool   *os.File
+	seen    *seen // nil: nothing is known of earlier builds
 
 	sendMu sync.Mutex // around stream.Send
 
@@ -62,15 +64,18 @@ type body struct {
 	arrived chan struct{} // nil until it was asked for; closed when all is there
 	got     int64         // bytes that have come; of the receiver alone
 	err     error         // once arrived
+
+	given    digest.Digest // of the content, empty: nobody has asked; files.mu is around it
+	verified bool          // the content has that digest, which otherwise an earlier build says
 }
 
 // maxPath bounds a path, as Linux does.
 const maxPath = 4096
 
-// receive reads the list of files. What it returns must be closed, after an error too.
-func receive(stream packets, scratch string, limits layer.Limits, cancel context.CancelCauseFunc) (*files, error) {
+// receive reads the list of files. What it returns must be closed, after an error too. known may be nil.
+func receive(stream packets, scratch string, limits layer.Limits, known *seen, cancel context.CancelCauseFunc) (*files, error) {
 	f := &files{
-		stream: stream, cancel: cancel, done: make(chan struct{}),
+		stream: stream, seen: known, cancel: cancel, done: make(chan struct{}),
 		entries: map[string]*entry{".": {node: tree.Node{Mode: tree.ModeDir | 0o755, MTime: time.Unix(0, 0)}}},
 	}
 	spool, err := os.CreateTemp(scratch, "context-*")
@@ -432,7 +437,11 @@ func (f *files) Open(p string) (io.ReadCloser, error) {
 		return nil, &fs.PathError{Op: "open", Path: p, Err: errors.New("not a regular file")}
 	}
 	if e.body.size > 0 {
-		if err := f.ask(e.body); err != nil {
+		err := f.ask(e.body)
+		if err == nil {
+			err = f.verify(p, e)
+		}
+		if err != nil {
 			return nil, &fs.PathError{Op: "open", Path: p, Err: err}
 		}
 	}

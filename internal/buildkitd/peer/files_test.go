@@ -75,7 +75,7 @@ func fromClient(t *testing.T, dir string, requests func(*types.Packet)) *files {
 	}
 	sent := make(chan error, 1)
 	go func() { sent <- fsutil.Send(ctx, &pipe{ctx: ctx, in: a, out: b}, root, nil) }()
-	f, err := receive(&pipe{ctx: ctx, in: b, out: a, requests: requests}, t.TempDir(), layer.DefaultLimits(), cancel)
+	f, err := receive(&pipe{ctx: ctx, in: b, out: a, requests: requests}, t.TempDir(), layer.DefaultLimits(), nil, cancel)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -191,7 +191,7 @@ func script(t *testing.T, limits layer.Limits, packets ...*types.Packet) (*files
 		in <- p
 	}
 	close(in)
-	f, err := receive(&pipe{ctx: ctx, in: in, out: make(chan *types.Packet, 1000)}, t.TempDir(), limits, cancel)
+	f, err := receive(&pipe{ctx: ctx, in: in, out: make(chan *types.Packet, 1000)}, t.TempDir(), limits, nil, cancel)
 	t.Cleanup(func() { _ = f.close() })
 	return f, err
 }
@@ -282,7 +282,7 @@ func TestHostileContent(t *testing.T) {
 				close(in)
 			}
 		}
-		f, err := receive(s, t.TempDir(), layer.DefaultLimits(), cancel)
+		f, err := receive(s, t.TempDir(), layer.DefaultLimits(), nil, cancel)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -16,6 +16,7 @@ import (
 	"github.com/moby/buildkit/session"
 
 	"github.com/kiln-build/kiln/internal/diag"
+	"github.com/kiln-build/kiln/internal/source/statcache"
 )
 
 // waitForSession is how long a client has to open its session, which it does at the same time as it
@@ -25,11 +26,20 @@ const waitForSession = 5 * time.Second
 // Sessions gives the session with an id, and waits until it is opened.
 type Sessions func(ctx context.Context, id string) (session.Caller, error)
 
+// Options are what a Peer works with.
+type Options struct {
+	Sessions Sessions
+	ID       string // of the client's session
+	Owner    string // who the client is, as far as is known
+	Scratch  string // directory of the build's own for what the client sends
+	// StatCache is a directory for what is known of clients' files; empty: none.
+	StatCache string
+}
+
 // Peer is the client of one build. Safe for concurrent use.
 type Peer struct {
-	sessions Sessions
-	id       string
-	scratch  string // directory for what the client sends
+	Options
+	seen func() *statcache.Cache // opened when it is first asked for
 
 	ctx    context.Context //nolint:containedctx // what contexts' streams live by: the build's
 	cancel context.CancelFunc
@@ -37,14 +47,23 @@ type Peer struct {
 	mu       sync.Mutex
 	contexts []*files
 	caches   []*directory
+	flush    func() error // keeps what has become known of files; nil: nothing has
 
 	uploads uploads
 }
 
-// New returns the client with the session id. scratch is a directory of the build's own. Close must be called.
-func New(ctx context.Context, sessions Sessions, id, scratch string) *Peer {
+// New returns the client of a build. Close must be called.
+func New(ctx context.Context, o Options) *Peer {
 	ctx, cancel := context.WithCancel(ctx)
-	return &Peer{sessions: sessions, id: id, scratch: scratch, ctx: ctx, cancel: cancel}
+	p := &Peer{Options: o, ctx: ctx, cancel: cancel}
+	p.seen = sync.OnceValue(func() *statcache.Cache {
+		c := statcache.Open(o.StatCache)
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.flush = c.Flush
+		return c
+	})
+	return p
 }
 
 // Close ends what is under way with the client. Contexts can no longer be read.
@@ -59,20 +78,23 @@ func (p *Peer) Close() error {
 		}
 	}
 	p.contexts = nil
+	if p.flush != nil && first == nil {
+		first = p.flush()
+	}
 	return first
 }
 
 // caller is the session of the client, or of another that a definition names.
 func (p *Peer) caller(ctx context.Context, id string) (session.Caller, error) {
 	if id == "" {
-		id = p.id
+		id = p.ID
 	}
 	if id == "" {
 		return nil, diag.New(diag.ExitUsage, "the client has opened no session, so nothing can be had from it or sent to it")
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, waitForSession, fmt.Errorf("the client's session was not opened within %s", waitForSession))
 	defer cancel()
-	return p.sessions(ctx, id)
+	return p.Sessions(ctx, id)
 }
 
 // supports reports whether the client offers a method of a service of its session.

@@ -21,7 +21,7 @@ import (
 
 // Secret implements remote.Secrets.
 func (p *Peer) Secret(ctx context.Context, id string) ([]byte, error) {
-	if p.id == "" {
+	if p.ID == "" {
 		return nil, fs.ErrNotExist
 	}
 	c, err := p.caller(ctx, "")
@@ -45,7 +45,7 @@ func missing(err error) error {
 
 // DialAgent implements remote.SSH.
 func (p *Peer) DialAgent(ctx context.Context, id string) (net.Conn, error) {
-	if p.id == "" {
+	if p.ID == "" {
 		return nil, &sshagent.NoneError{}
 	}
 	c, err := p.caller(ctx, "")

@@ -59,7 +59,7 @@ func (p *Peer) upload(req *http.Request) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	f, err := os.CreateTemp(p.scratch, "upload-*")
+	f, err := os.CreateTemp(p.Scratch, "upload-*")
 	if err != nil {
 		return "", err
 	}
