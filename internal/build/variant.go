@@ -14,6 +14,7 @@ import (
 	"github.com/kiln-build/kiln/internal/export"
 	"github.com/kiln-build/kiln/internal/frontend"
 	"github.com/kiln-build/kiln/internal/image"
+	"github.com/kiln-build/kiln/internal/progress"
 	"github.com/kiln-build/kiln/internal/registry"
 )
 
@@ -90,6 +91,17 @@ func (v *variant) describe(index bool) (err error) {
 	v.index, v.desc, err = image.AssembleIndex(opt)
 	v.desc.Annotations = v.Annotations.Of(export.ToIndexDescriptor, nil)
 	return err
+}
+
+// tell says what the variant's image is, in BuildKit's words.
+func (v *variant) tell(step *progress.Step) {
+	for _, b := range v.built {
+		step.Part("exporting manifest " + b.Manifest.Digest.String())
+		step.Part("exporting config " + b.ID().String())
+	}
+	if v.index != nil {
+		step.Part("exporting manifest list " + v.desc.Digest.String())
+	}
 }
 
 // top is the document that a tag names.

@@ -41,6 +41,9 @@ func (s *Solver) Solve(ctx context.Context, g *Graph, w Watch) (Result, error) {
 	defer r.close()
 	r.prepare(g)
 	out, err := r.eval(ctx, g.Target)
+	for _, s := range r.locals {
+		s.finish()
+	}
 	if Rebuildable(context.Cause(ctx)) {
 		r.cancelSteps(g.Ops)
 	}
@@ -142,7 +145,7 @@ type state struct {
 	copied map[int]digest.Digest
 
 	opened atomic.Bool  // of a build context: it is being used
-	users  atomic.Int32 // of a build context: operations that may still use it
+	users  atomic.Int32 // of a build context: operations that use it and whose keys are not known yet
 
 	versionOnce sync.Once
 	version     remote.Version // of a remote source
@@ -156,9 +159,6 @@ type state struct {
 }
 
 func (r *run) close() {
-	for _, s := range r.locals {
-		s.finish()
-	}
 	r.sessionMu.Lock()
 	for _, s := range r.sessions {
 		r.closeSession(s)
@@ -183,7 +183,6 @@ func (r *run) eval(ctx context.Context, in Input) (Result, error) {
 	s := r.states[in.Op]
 	s.evalOnce.Do(func() {
 		s.outs, s.err = r.compute(ctx, s)
-		r.used(s)
 		if s.err != nil {
 			s.err = r.failed(ctx, s, s.err)
 			return

@@ -36,6 +36,7 @@ func (r *run) keyOf(ctx context.Context, op *Op) (digest.Digest, error) {
 			// Here, not where the key is wanted: a missing file is the fault of the COPY that names it.
 			s.keyErr = r.failed(ctx, s, s.keyErr)
 		}
+		r.used(s)
 	})
 	return s.key, s.keyErr
 }

@@ -21,8 +21,8 @@ func isLocal(op *Op) bool {
 }
 
 // local is a build context without what its ignore file excludes. It is the
-// same tree each time: it remembers which directories are left out. Its step goes on while
-// files of it may be read, for that is when a client sends them.
+// same tree each time: it remembers which directories are left out. Its step goes on until
+// all that is taken of it is known by its content, for which a client sends it.
 func (r *run) local(ctx context.Context, s *state) (tree.Tree, error) {
 	s.opened.Store(true)
 	s.step.Start()
@@ -46,7 +46,7 @@ func (r *run) local(ctx context.Context, s *state) (tree.Tree, error) {
 	return o.tree, nil
 }
 
-// used says that s has been computed, and reads no build context any more.
+// used says that the key of s is known.
 func (r *run) used(s *state) {
 	for _, l := range r.locals {
 		if l.consumers[s.op] && l.users.Add(-1) == 0 {

@@ -36,7 +36,7 @@ func (t *sending) Lstat(p string) (tree.Node, error) {
 	return t.Tree.Lstat(p)
 }
 
-// TestContextTransfer: the step of a context goes on until nobody can read it any more, and says what has come of it.
+// TestContextTransfer: the step of a context goes on until what is taken of it is known, and says what has come of it.
 func TestContextTransfer(t *testing.T) {
 	f := newFixture(t)
 	f.c.Contexts = distant{f.c.Contexts.(source.Trees)}
@@ -82,7 +82,7 @@ func TestContextTransfer(t *testing.T) {
 	}
 	got := events()
 	begun, moved, done := index(got, "Local started"), index(got, "Local transfer transferring context:"), index(got, "Local done")
-	if begun > moved || moved > done || done > index(got, "Exec started") {
+	if begun > moved || moved > done || done > index(got, "File started") {
 		t.Errorf("%q", got)
 	}
 	got = events() // all from the cache, after a look at what would be copied

@@ -126,13 +126,13 @@ func TestBuildctlDaemonless(t *testing.T) {
 	}
 }
 
-// serve starts Kiln as buildkitd, which is not told the credentials, and returns its address.
-func (a *access) serve(args ...string) (addr string) {
+// serve starts Kiln as buildkitd, which is not told the credentials.
+func (a *access) serve(args ...string) *server {
 	a.t.Helper()
 	a.runner.Env = nil // they are the client's
 	s := startServer(a.t, a.runner, append([]string{"--addr", "unix://" + filepath.Join(a.runner.Work, "s.sock")}, args...)...)
 	a.t.Cleanup(func() { a.silent(s.log()) })
-	return s.addr
+	return s
 }
 
 // TestBuildctlServer has a server build, by our buildctl and by BuildKit's: what they send and say is the same.
@@ -145,7 +145,7 @@ func TestBuildctlServer(t *testing.T) {
 	shared := kilnrun.Open(t, "library/busybox:latest").Runner
 	a := newAccess(t, shared, registrytest.Options{User: user, Password: password, TLS: true, Token: true}, "127.0.0.1")
 	a.here()
-	addr := a.serve("--config", a.buildkitdTOML("buildkitd.toml"))
+	addr := a.serve("--config", a.buildkitdTOML("buildkitd.toml")).addr
 	a.login()
 	ca := put(t, filepath.Join(a.dir, "ca.pem"), a.pem)
 
@@ -231,7 +231,7 @@ func TestBuildctlBuilds(t *testing.T) {
 	guard(t)
 	bed := kilnrun.Open(t, "library/busybox:latest")
 	a := &access{t: t, dir: bed.Dir, runner: bed.Runner}
-	addr := a.serve()
+	addr := a.serve().addr
 	put(t, filepath.Join(bed.Work, "Dockerfile"), []byte("FROM "+bed.Host+`/library/busybox
 RUN --mount=type=secret,id=token test "$(wc -c </run/secrets/token)" = `+strconv.Itoa(len(password))+`
 RUN --mount=type=ssh test -S "$SSH_AUTH_SOCK"

@@ -137,7 +137,7 @@ func (s *server) clients() []*client { return []*client{s.buildctl(), s.buildx()
 func newClient(t *testing.T, name, path string) *client {
 	home := t.TempDir()
 	return &client{t: t, name: name, path: path, home: home, env: []string{
-		"PATH=" + os.Getenv("PATH"), "HOME=" + home, "DOCKER_CONFIG=" + filepath.Join(home, ".docker"), "BUILDX_BUILDER=kiln", "GIT_CONFIG_NOSYSTEM=1",
+		"PATH=" + os.Getenv("PATH"), "HOME=" + home, "DOCKER_CONFIG=" + filepath.Join(home, ".docker"), "BUILDX_CONFIG=" + filepath.Join(home, "buildx"), "BUILDX_BUILDER=kiln", "GIT_CONFIG_NOSYSTEM=1",
 	}}
 }
 
@@ -157,7 +157,7 @@ func (c *client) command(ctx context.Context, args ...string) *exec.Cmd {
 // try runs the client to its end.
 func (c *client) try(args ...string) (out string, code int) {
 	c.t.Helper()
-	ctx, cancel := context.WithTimeout(c.t.Context(), patience)
+	ctx, cancel := context.WithTimeout(c.t.Context(), 5*patience) // W1 takes two minutes when everything else runs too
 	defer cancel()
 	cmd := c.command(ctx, args...)
 	b, err := cmd.CombinedOutput()

@@ -2,11 +2,12 @@ package e2e
 
 import (
 	"path/filepath"
+	"strings"
 	"testing"
 )
 
 // TestClientsCache: a server whose store is empty finds everything in the cache that another one has written to a
-// registry. It executes nothing, and downloads no layer.
+// registry. It executes nothing, and downloads no layer. Of what has changed, or is to run again, it executes just that.
 func TestClientsCache(t *testing.T) {
 	guard(t)
 	t.Parallel()
@@ -45,6 +46,11 @@ func TestClientsCache(t *testing.T) {
 			out = empty.build(o)
 			if ran := executed(out); len(ran) != 2 {
 				t.Errorf("with a changed file ran %q:\n%s", ran, out)
+			}
+			o.opts = map[string]string{"no-cache": "b"} // of which nothing else comes than before
+			out = empty.build(o)
+			if ran := executed(out); len(ran) != 1 || !strings.Contains(ran[0], "ran-b") {
+				t.Errorf("with a stage that is to run ran %q:\n%s", ran, out)
 			}
 		})
 	}

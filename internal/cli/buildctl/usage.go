@@ -53,8 +53,11 @@ func execute(w io.Writer, t *template.Template, v any) error {
 // table aligns columns as BuildKit's buildctl does.
 func table(w io.Writer) *tabwriter.Writer { return tabwriter.NewWriter(w, 1, 8, 1, '\t', 0) }
 
-func size(n int64) string {
-	return units.CustomSize("%.2f%s", float64(n), 1000, []string{"B", "kB", "MB", "GB", "TB", "PB"})
+func size(n int64) string { return sizeAs("%.2f%s", n) }
+
+// sizeAs is a size in decimal units, by a format for a number and a unit.
+func sizeAs(format string, n int64) string {
+	return units.CustomSize(format, float64(n), 1000, []string{"B", "kB", "MB", "GB", "TB", "PB"})
 }
 
 func newDiskUsage(s *server) *cobra.Command {
@@ -63,7 +66,7 @@ func newDiskUsage(s *server) *cobra.Command {
 		verbose bool
 		format  string
 	)
-	cmd := &cobra.Command{Use: "du", Short: "Show what a server keeps", Args: cobra.NoArgs}
+	cmd := &cobra.Command{Use: "du", Short: "Show what builds have left in the server, or in the store here", Args: cobra.NoArgs}
 	fl := cmd.Flags()
 	fl.StringArrayVarP(&filters, "filter", "f", nil, "what is shown, in containerd's language for filters")
 	fl.BoolVarP(&verbose, "verbose", "v", false, "show all that is known")
@@ -73,7 +76,7 @@ func newDiskUsage(s *server) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		c, err := s.need(cmd.Context(), cmd, "For the local store there is 'kiln info'.")
+		c, err := s.keeper(cmd.Context())
 		if err != nil {
 			return err
 		}
@@ -159,7 +162,7 @@ func newPrune(s *server) *cobra.Command {
 		verbose            bool
 		format             string
 	)
-	cmd := &cobra.Command{Use: "prune", Short: "Have a server remove what it need not keep", Args: cobra.NoArgs}
+	cmd := &cobra.Command{Use: "prune", Short: "Remove what the server, or the store here, need not keep", Args: cobra.NoArgs}
 	fl := cmd.Flags()
 	fl.SortFlags = false
 	fl.DurationVar(&o.KeepDuration, "keep-duration", 0, "keep what was used within this time")
@@ -175,7 +178,7 @@ func newPrune(s *server) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		c, err := s.need(cmd.Context(), cmd, "For the local store there is 'kiln prune'.")
+		c, err := s.keeper(cmd.Context())
 		if err != nil {
 			return err
 		}
@@ -273,7 +276,7 @@ func printWorker(w io.Writer, i *ctl.Worker, verbose bool) {
 			bytes int64
 		}{{"Reserved space", p.ReservedSpace}, {"Minimum free space", p.MinFreeSpace}, {"Maximum used space", p.MaxUsedSpace}} {
 			if l.bytes > 0 {
-				fmt.Fprintf(w, "\t%s:\t%s\n", l.name, units.HumanSize(float64(l.bytes)))
+				fmt.Fprintf(w, "\t%s:\t%s\n", l.name, sizeAs("%g%s", l.bytes))
 			}
 		}
 	}
