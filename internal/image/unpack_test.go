@@ -191,7 +191,7 @@ func TestUnpackLies(t *testing.T) {
 		"size of an exabyte":   {raw, func(l *Layer, b []byte) []byte { l.Blob.Size = 1 << 60; return b }, "limit"},
 		"size negative":        {raw, func(l *Layer, b []byte) []byte { l.Blob.Size = -1; return b }, "more than the"},
 		"another blob":         {raw, func(l *Layer, b []byte) []byte { return compress(t, append(raw, make([]byte, 512)...), layer.Gzip) }, "announces"},
-		"another diff ID":      {raw, func(l *Layer, b []byte) []byte { l.DiffID = digest.FromString("x"); return b }, "diff ID"},
+		"another diff ID":      {raw, func(l *Layer, b []byte) []byte { l.DiffID = digest.FromString("x"); return b }, "failed to verify layer"},
 		"cut":                  {noisy, func(l *Layer, b []byte) []byte { return b[:len(b)/2] }, "announces"},
 		"a bit flipped":        {noisy, func(l *Layer, b []byte) []byte { b[len(b)/2] ^= 1; return b }, "was announced"},
 		"first byte":           {noisy, func(l *Layer, b []byte) []byte { b[0] ^= 1; return b }, "was announced"},
