@@ -78,6 +78,8 @@ type Input struct {
 	Contexts source.Contexts
 	// ContextDate is when the commit was made that ContextName is of, if it is of one; else zero.
 	ContextDate time.Time
+	// Policy decides about all sources; nil: all may be had.
+	Policy *Policy
 	// Files reads what other definitions stand for; nil: nothing else can be read.
 	Files Files
 	// NoIgnoreFile: a .dockerignore in the context is a file like any other.
@@ -158,7 +160,7 @@ func Solve(ctx context.Context, in Input, sources Sources, rec *progress.Recorde
 	if err := c.checkFilter(ctx); err != nil {
 		return nil, err
 	}
-	return newResult(res), nil
+	return newResult(ctx, res, in.Policy)
 }
 
 // Load is Solve for who wants a plan.
@@ -170,17 +172,19 @@ func Load(ctx context.Context, in Input, sources Sources, rec *progress.Recorder
 	return res.Plan()
 }
 
-func newResult(res *gateway.Result) *Result {
+func newResult(ctx context.Context, res *gateway.Result, p *Policy) (_ *Result, err error) {
 	out := &Result{Metadata: res.Metadata}
 	if res.Refs == nil {
-		out.Ref = definition(res.Ref)
-		return out
+		out.Ref, err = p.Apply(ctx, definition(res.Ref))
+		return out, err
 	}
 	out.Refs = map[string]*Definition{}
 	for id, r := range res.Refs {
-		out.Refs[id] = definition(r)
+		if out.Refs[id], err = p.Apply(ctx, definition(r)); err != nil {
+			return nil, err
+		}
 	}
-	return out
+	return out, nil
 }
 
 func definition(r gateway.Reference) *Definition {

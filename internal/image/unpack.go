@@ -209,7 +209,7 @@ func (u *unpacking) convert(ctx context.Context, r io.Reader) (_ *store.LayerWri
 		return nil, err
 	}
 	if info.DiffID != u.l.DiffID {
-		return nil, fmt.Errorf("%w: its content has the diff ID %s, and the image's config says another one", store.ErrMismatch, info.DiffID)
+		return nil, fmt.Errorf("failed to verify layer: %w: its content has the diff ID %s, and the image's config says another one", store.ErrMismatch, info.DiffID)
 	}
 	return w, nil
 }

@@ -2,11 +2,13 @@ package llb
 
 import (
 	"fmt"
+	"path"
 	"regexp"
 	"strconv"
 	"strings"
 
 	"github.com/moby/buildkit/solver/pb"
+	"github.com/moby/buildkit/util/gitutil"
 	"github.com/opencontainers/go-digest"
 
 	"github.com/kiln-build/kiln/internal/engine"
@@ -111,6 +113,9 @@ func gitSource(id string, attrs map[string]string) (*remote.Git, error) {
 	if err != nil {
 		return nil, fmt.Errorf("source git://%s: %w", id, err)
 	}
+	if v := attrs[pb.AttrFullRemoteURL]; v != "" && !sameRepository(id, v) {
+		return nil, fmt.Errorf("source git://%s: git.fullurl does not match source identifier", id)
+	}
 	g := &remote.Git{Ref: *ref}
 	for k, v := range attrs {
 		if err := gitAttr(g, k, v); err != nil {
@@ -121,6 +126,27 @@ func gitSource(id string, attrs map[string]string) (*remote.Git, error) {
 		return nil, fmt.Errorf("source %s: %w", ref, err)
 	}
 	return g, nil
+}
+
+// sameRepository reports whether a URL is of the repository that the source is called by. Policies
+// know the name alone.
+func sameRepository(id, fullURL string) bool {
+	parse := func(s string) (*gitutil.GitURL, error) {
+		if !gitutil.IsGitTransport(s) {
+			s = "https://" + s
+		}
+		return gitutil.ParseURL(s)
+	}
+	named, err := parse(id)
+	if err != nil {
+		return false
+	}
+	full, err := parse(fullURL)
+	if err != nil {
+		return false
+	}
+	where := func(u *gitutil.GitURL) string { return strings.TrimSuffix(path.Join("/", u.Path), ".git") }
+	return strings.EqualFold(named.Host, full.Host) && where(named) == where(full)
 }
 
 func gitAttr(g *remote.Git, k, v string) error {
