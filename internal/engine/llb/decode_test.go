@@ -313,6 +313,15 @@ func TestGitNames(t *testing.T) {
 			t.Errorf("%s by %s: %v", id, url, err)
 		}
 	}
+	for id, url := range map[string]string{"git://h/y?ref=evil&subdir=x#main": "", "git://h/y#main": "https://h/y.git?ref=evil#other"} {
+		src, err := llb.RemoteSource(id, map[string]string{pb.AttrFullRemoteURL: url})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if ref := src.(*remote.Git).Ref; ref.Rev != "main" || ref.Subdir != "" {
+			t.Errorf("%s by %q: %+v", id, url, ref)
+		}
+	}
 }
 
 func must(b []byte, err error) []byte {

@@ -1,6 +1,7 @@
 package llb
 
 import (
+	"errors"
 	"fmt"
 	"path"
 	"regexp"
@@ -101,20 +102,16 @@ func httpAttr(h *remote.HTTP, k, v string) error {
 
 // gitSource decodes a source that is a commit: id is HOST/PATH#REF:SUBDIR.
 func gitSource(id string, attrs map[string]string) (*remote.Git, error) {
-	url, fragment, _ := strings.Cut(id, "#")
-	url = "https://" + url
-	if v := attrs[pb.AttrFullRemoteURL]; v != "" {
-		url = v
+	url, err := repositoryURL(id, attrs[pb.AttrFullRemoteURL])
+	if err != nil {
+		return nil, fmt.Errorf("source git://%s: %w", id, err)
 	}
-	if fragment != "" {
+	if _, fragment, _ := strings.Cut(id, "#"); fragment != "" {
 		url += "#" + fragment
 	}
 	ref, err := git.ParseRemote(url)
 	if err != nil {
 		return nil, fmt.Errorf("source git://%s: %w", id, err)
-	}
-	if v := attrs[pb.AttrFullRemoteURL]; v != "" && !sameRepository(id, v) {
-		return nil, fmt.Errorf("source git://%s: git.fullurl does not match source identifier", id)
 	}
 	g := &remote.Git{Ref: *ref}
 	for k, v := range attrs {
@@ -128,9 +125,9 @@ func gitSource(id string, attrs map[string]string) (*remote.Git, error) {
 	return g, nil
 }
 
-// sameRepository reports whether a URL is of the repository that the source is called by. Policies
-// know the name alone.
-func sameRepository(id, fullURL string) bool {
+// repositoryURL is where a source is fetched from: by the URL that its attributes have for it, if there is one. That has to be
+// of the repository that the source is called by, and nothing but the fragment says what of it, for policies know the name alone.
+func repositoryURL(id, fullURL string) (string, error) {
 	parse := func(s string) (*gitutil.GitURL, error) {
 		if !gitutil.IsGitTransport(s) {
 			s = "https://" + s
@@ -139,14 +136,20 @@ func sameRepository(id, fullURL string) bool {
 	}
 	named, err := parse(id)
 	if err != nil {
-		return false
+		return "", errors.New("not a git repository's name")
+	}
+	if fullURL == "" {
+		return named.Remote, nil
 	}
 	full, err := parse(fullURL)
 	if err != nil {
-		return false
+		return "", errors.New("failed to parse git.fullurl")
 	}
 	where := func(u *gitutil.GitURL) string { return strings.TrimSuffix(path.Join("/", u.Path), ".git") }
-	return strings.EqualFold(named.Host, full.Host) && where(named) == where(full)
+	if !strings.EqualFold(named.Host, full.Host) || where(named) != where(full) {
+		return "", errors.New("git.fullurl does not match source identifier")
+	}
+	return full.Remote, nil
 }
 
 func gitAttr(g *remote.Git, k, v string) error {
