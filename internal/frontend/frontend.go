@@ -76,7 +76,7 @@ type Input struct {
 	// Contexts opens the local contexts: ContextName, DockerfileName and
 	// those that NamedContexts calls local.
 	Contexts source.Contexts
-	// ContextDate is when the commit was made that ContextName is of, if it is of one; else zero.
+	// ContextDate is the time of ContextName, as source.Context has it; zero if it has none.
 	ContextDate time.Time
 	// Policy decides about all sources; nil: all may be had.
 	Policy *Policy
