@@ -249,6 +249,17 @@ func (g *gateway) ResolveSourceMeta(ctx context.Context, req *gatewayapi.Resolve
 	if req.Source == nil {
 		return nil, status.Error(codes.InvalidArgument, "source is required")
 	}
+	opt := metaOptions(req)
+	opt.SourcePolicies = req.SourcePolicies
+	res, err := resolver{b.run}.ResolveSourceMetadata(ctx, req.Source, opt)
+	if err != nil {
+		return nil, ending(ctx, err)
+	}
+	return metaResponse(res), nil
+}
+
+// metaOptions are what is asked about a source.
+func metaOptions(req *gatewayapi.ResolveSourceMetaRequest) sourceresolver.Opt {
 	p := platformOf(req.Platform)
 	opt := sourceresolver.Opt{
 		LogName:      req.LogName,
@@ -261,12 +272,7 @@ func (g *gateway) ResolveSourceMeta(ctx context.Context, req *gatewayapi.Resolve
 			ChecksumReq: &sourceresolver.ResolveHTTPChecksumRequest{Algo: sourceresolver.ResolveHTTPChecksumAlgo(c.Algo), Suffix: c.Suffix},
 		}
 	}
-	opt.SourcePolicies = req.SourcePolicies
-	res, err := resolver{b.run}.ResolveSourceMetadata(ctx, req.Source, opt)
-	if err != nil {
-		return nil, ending(ctx, err)
-	}
-	return metaResponse(res), nil
+	return opt
 }
 
 // metaResponse is an answer in the words of the API.
@@ -325,7 +331,7 @@ func (r resolver) ResolveSourceMetadata(ctx context.Context, op *pb.SourceOp, op
 	if err != nil {
 		return nil, status.Error(codes.InvalidArgument, err.Error())
 	}
-	if op, err = policy.Source(ctx, op); err != nil {
+	if op, err = policy.Source(ctx, op, frontend.PlatformOf(opt)); err != nil {
 		return nil, fmt.Errorf("could not resolve image due to policy: %w", err)
 	}
 	return frontend.ResolveSource(ctx, r.run.build, r.run.rec, op, opt)

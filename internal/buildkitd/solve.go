@@ -86,8 +86,10 @@ func (s *Server) check(ctx context.Context, req *controlapi.SolveRequest) (entit
 		return invalid("cannot solve with both Definition and Frontend specified")
 	case req.CompatibilityVersion != 0 && req.CompatibilityVersion != compatibility:
 		return unsupported(fmt.Sprintf("compatibility-version %d is", req.CompatibilityVersion))
-	case req.SourcePolicySession != "":
-		return unsupported("source policies that the session decides are")
+	case req.SourcePolicySession != "" && !identifier.MatchString(req.SourcePolicySession):
+		return invalid("the id of the source policy's session %.100q is not valid", req.SourcePolicySession)
+	case req.SourcePolicySession != "" && !s.sessions.allowed(req.SourcePolicySession, caller(ctx)):
+		return nil, status.Error(codes.PermissionDenied, "the source policy's session belongs to another client")
 	case req.ProxyNetwork:
 		return unsupported("the proxy network is")
 	}
@@ -181,7 +183,8 @@ func (s *Server) solve(ctx context.Context, j *job, req *controlapi.SolveRequest
 	if err != nil {
 		return done, status.Error(codes.InvalidArgument, err.Error())
 	}
-	run := &running{build: b, peer: p, session: req.Session, granted: granted, policy: policy, rec: rec, status: j.status}
+	run := &running{build: b, peer: p, session: req.Session, granted: granted, rec: rec, status: j.status}
+	run.policy = run.decidedBy(policy, req.SourcePolicySession)
 	res, err := run.result(ctx, j, req)
 	if err != nil {
 		return done, ending(ctx, err)

@@ -160,7 +160,7 @@ func Solve(ctx context.Context, in Input, sources Sources, rec *progress.Recorde
 	if err := c.checkFilter(ctx); err != nil {
 		return nil, err
 	}
-	return newResult(ctx, res, in.Policy)
+	return newResult(res), nil
 }
 
 // Load is Solve for who wants a plan.
@@ -172,19 +172,18 @@ func Load(ctx context.Context, in Input, sources Sources, rec *progress.Recorder
 	return res.Plan()
 }
 
-func newResult(ctx context.Context, res *gateway.Result, p *Policy) (_ *Result, err error) {
+// newResult has definitions that went through the client's Solve, and so its policy.
+func newResult(res *gateway.Result) *Result {
 	out := &Result{Metadata: res.Metadata}
 	if res.Refs == nil {
-		out.Ref, err = p.Apply(ctx, definition(res.Ref))
-		return out, err
+		out.Ref = definition(res.Ref)
+		return out
 	}
 	out.Refs = map[string]*Definition{}
 	for id, r := range res.Refs {
-		if out.Refs[id], err = p.Apply(ctx, definition(r)); err != nil {
-			return nil, err
-		}
+		out.Refs[id] = definition(r)
 	}
-	return out, nil
+	return out
 }
 
 func definition(r gateway.Reference) *Definition {

@@ -118,7 +118,7 @@ func (c *client) ResolveImageConfig(ctx context.Context, ref string, opt sourcer
 
 // ResolveSourceMetadata implements gateway.Client.
 func (c *client) ResolveSourceMetadata(ctx context.Context, op *pb.SourceOp, opt sourceresolver.Opt) (*sourceresolver.MetaResponse, error) {
-	op, err := c.in.Policy.Source(ctx, op)
+	op, err := c.in.Policy.Source(ctx, op, PlatformOf(opt))
 	if err != nil {
 		return nil, fmt.Errorf("could not resolve image due to policy: %w", err)
 	}

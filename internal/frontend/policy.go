@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"path"
+	"slices"
 	"strings"
+	"sync/atomic"
 
 	"github.com/distribution/reference"
 	"github.com/moby/buildkit/solver/pb"
@@ -13,6 +15,7 @@ import (
 	policypb "github.com/moby/buildkit/sourcepolicy/pb"
 	"github.com/moby/buildkit/util/gitutil"
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/sync/errgroup"
 )
 
 // Rules are those of one source policy.
@@ -23,7 +26,18 @@ type Rules = policypb.Policy
 type Policy struct {
 	rules  []*Rules
 	engine *sourcepolicy.Engine
+	verify Verifier // nil: nobody is asked
 }
+
+// Verifier decides about a source that the rules allow. It returns what is to be taken in its place, about which it is asked
+// then, or nil: the source may be had. Of questions it takes one for each that it asks elsewhere.
+type Verifier func(ctx context.Context, op *pb.SourceOp, p *pb.Platform, questions *int) (*pb.SourceOp, error)
+
+// maxQuestions bounds what is asked about one source, maxAsking for how many at the same time.
+const (
+	maxQuestions = 10
+	maxAsking    = 16
+)
 
 // maxRules bounds the rules of a build: each is asked for each source.
 const maxRules = 10_000
@@ -70,26 +84,48 @@ func checkRule(r *policypb.Rule) error {
 
 // With is the policy with further rules, which are asked first.
 func (p *Policy) With(sets []*Rules) (*Policy, error) {
-	if p != nil {
-		sets = append(append([]*Rules(nil), sets...), p.rules...)
+	if p == nil {
+		return NewPolicy(sets...)
 	}
-	return NewPolicy(sets...)
+	all, err := NewPolicy(append(slices.Clone(sets), p.rules...)...)
+	if err != nil || p.verify == nil {
+		return all, err
+	}
+	return all.Verified(p.verify), nil
+}
+
+// Verified is the policy with somebody who is asked about what the rules allow.
+func (p *Policy) Verified(v Verifier) *Policy {
+	if p == nil {
+		return &Policy{engine: sourcepolicy.NewEngine(nil), verify: v}
+	}
+	return &Policy{rules: p.rules, engine: p.engine, verify: v}
 }
 
 // Source returns what is to be taken for a source, a copy of op, or an error if it is denied.
-func (p *Policy) Source(ctx context.Context, op *pb.SourceOp) (*pb.SourceOp, error) {
-	op, _, err := p.source(ctx, op)
+func (p *Policy) Source(ctx context.Context, op *pb.SourceOp, platform *pb.Platform) (*pb.SourceOp, error) {
+	op, _, err := p.source(ctx, op, platform)
 	return op, err
 }
 
-func (p *Policy) source(ctx context.Context, op *pb.SourceOp) (_ *pb.SourceOp, changed bool, err error) {
+func (p *Policy) source(ctx context.Context, op *pb.SourceOp, platform *pb.Platform) (_ *pb.SourceOp, changed bool, err error) {
 	if p == nil || op == nil {
 		return op, false, nil
 	}
-	op = op.CloneVT()
-	op.Identifier = canonical(op.Identifier)
-	changed, err = p.engine.Evaluate(ctx, op)
-	return op, changed, err
+	for questions := maxQuestions; ; changed = true {
+		op = op.CloneVT()
+		op.Identifier = canonical(op.Identifier)
+		mutated, err := p.engine.Evaluate(ctx, op)
+		changed = changed || mutated
+		if err != nil || p.verify == nil {
+			return op, changed, err
+		}
+		to, err := p.verify(ctx, op, platform, &questions)
+		if err != nil || to == nil {
+			return op, changed, err
+		}
+		op = to
+	}
 }
 
 // canonical is the one name of a source that rules know it by.
@@ -132,26 +168,35 @@ func (p *Policy) Apply(ctx context.Context, def *Definition) (*Definition, error
 	}
 	a := applied{ops: map[string]*pb.Op{}, digests: map[string]string{}}
 	var order []string
-	changed := false
+	var changed atomic.Bool
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(maxAsking)
 	for _, b := range def.Def {
 		op := &pb.Op{}
 		if err := op.Unmarshal(b); err != nil {
-			return nil, fmt.Errorf("read the graph: %w", err)
-		}
-		if src, ok := op.Op.(*pb.Op_Source); ok {
-			to, mutated, err := p.source(ctx, src.Source)
-			if err != nil {
-				return nil, fmt.Errorf("error evaluating the source policy: %w", err)
-			}
-			if mutated {
-				changed, src.Source = true, to
-			}
+			return nil, errors.Join(fmt.Errorf("read the graph: %w", err), g.Wait())
 		}
 		d := digest.FromBytes(b).String()
 		order = append(order, d)
+		if a.ops[d] != nil {
+			continue
+		}
 		a.ops[d] = op
+		if src, ok := op.Op.(*pb.Op_Source); ok {
+			g.Go(func() error {
+				to, mutated, err := p.source(gctx, src.Source, op.Platform)
+				if err == nil && mutated {
+					src.Source = to
+					changed.Store(true)
+				}
+				return err
+			})
+		}
 	}
-	if !changed {
+	if err := g.Wait(); err != nil {
+		return nil, fmt.Errorf("error evaluating the source policy: %w", err)
+	}
+	if !changed.Load() {
 		return def, nil
 	}
 	return a.definition(def, order)

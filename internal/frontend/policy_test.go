@@ -80,14 +80,14 @@ func TestPolicySource(t *testing.T) {
 		"no such attribute":      {[]*policypb.Rule{constrained}, "git://h/x.git", nil, "git://h/x.git"},
 	} {
 		in := &pb.SourceOp{Identifier: c.id, Attrs: c.attrs}
-		got, err := policy(t, c.rules...).Source(t.Context(), in)
+		got, err := policy(t, c.rules...).Source(t.Context(), in, nil)
 		if (err == nil) != (c.want != "") || err == nil && got.Identifier != c.want || in.Identifier != c.id {
 			t.Errorf("%s: %v, %v", name, got, err)
 		}
 	}
 	var none *Policy
 	if op := (&pb.SourceOp{Identifier: "x"}); true {
-		if got, err := none.Source(t.Context(), op); got != op || err != nil {
+		if got, err := none.Source(t.Context(), op, nil); got != op || err != nil {
 			t.Errorf("without a policy: %v, %v", got, err)
 		}
 	}
@@ -114,7 +114,7 @@ func TestPolicyRules(t *testing.T) {
 		t.Fatal(err)
 	}
 	for id, ok := range map[string]bool{"https://h/a": false, "https://h/b": false, "https://h/c": true} {
-		if _, err := more.Source(t.Context(), &pb.SourceOp{Identifier: id}); (err == nil) != ok {
+		if _, err := more.Source(t.Context(), &pb.SourceOp{Identifier: id}, nil); (err == nil) != ok {
 			t.Errorf("%s: %v", id, err)
 		}
 	}
