@@ -131,7 +131,7 @@ func (full) Resolve(_ context.Context, ref string, p ocispec.Platform) (*image.I
 // TestPolicyDefinition: a definition with another source is whole: every input is there, and what is said of operations is of
 // those that there are.
 func TestPolicyDefinition(t *testing.T) {
-	const dockerfile = "FROM busybox AS a\nRUN one\nFROM alpine\nCOPY --from=a /x /x\nRUN two\n"
+	const dockerfile = "FROM busybox AS a\nRUN one\nFROM a\nADD https://h.example/f /f\nCOPY --from=a /x /x\nRUN two\n"
 	in := input(dockerfile)
 	plain, err := Load(t.Context(), in, full{}, nil)
 	if err != nil {
@@ -143,7 +143,7 @@ func TestPolicyDefinition(t *testing.T) {
 		t.Fatal(err)
 	}
 	before, def := plain.Platforms[0].Definition, p.Platforms[0].Definition
-	if got := sources(t, def); len(got) != 2 || !strings.HasPrefix(got[0], "docker-image://docker.io/library/alpine:latest@") || !strings.HasPrefix(got[1], "docker-image://mirror.example/busybox:1@") {
+	if got := sources(t, def); len(got) != 2 || !strings.HasPrefix(got[0], "docker-image://mirror.example/busybox:1@") || got[1] != "https://h.example/f" {
 		t.Errorf("sources %q of %d, before %q of %d", got, len(def.Def), sources(t, before), len(before.Def))
 	}
 	have := map[string]bool{}
