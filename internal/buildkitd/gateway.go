@@ -2,6 +2,7 @@ package buildkitd
 
 import (
 	"context"
+	"fmt"
 	"slices"
 
 	controlapi "github.com/moby/buildkit/api/services/control"
@@ -102,16 +103,19 @@ func (g *gateway) Solve(ctx context.Context, req *gatewayapi.SolveRequest) (*gat
 	}
 	defer end()
 	switch {
-	case len(req.SourcePolicies) > 0:
-		return nil, status.Error(codes.Unimplemented, "source policies are not supported")
 	case req.Final || !req.AllowResultReturn:
 		return nil, status.Error(codes.Unimplemented, "clients from before results could be returned are not supported")
 	}
 	if err := b.run.useCaches(req.CacheImports); err != nil {
 		return nil, err
 	}
+	policy, err := b.run.policy.With(req.SourcePolicies)
+	if err != nil {
+		return nil, status.Error(codes.InvalidArgument, err.Error())
+	}
 	res, err := b.run.solve(ctx, request{
 		Definition: req.Definition, Frontend: req.Frontend, Attrs: req.FrontendOpt, Inputs: req.FrontendInputs, Evaluate: req.Evaluate,
+		Policy: policy,
 	})
 	if err != nil {
 		return nil, ending(ctx, err)
@@ -242,12 +246,20 @@ func (g *gateway) ResolveSourceMeta(ctx context.Context, req *gatewayapi.Resolve
 		return nil, err
 	}
 	defer end()
-	switch {
-	case req.Source == nil:
+	if req.Source == nil {
 		return nil, status.Error(codes.InvalidArgument, "source is required")
-	case len(req.SourcePolicies) > 0:
-		return nil, status.Error(codes.Unimplemented, "source policies are not supported")
 	}
+	opt := metaOptions(req)
+	opt.SourcePolicies = req.SourcePolicies
+	res, err := resolver{b.run}.ResolveSourceMetadata(ctx, req.Source, opt)
+	if err != nil {
+		return nil, ending(ctx, err)
+	}
+	return metaResponse(res), nil
+}
+
+// metaOptions are what is asked about a source.
+func metaOptions(req *gatewayapi.ResolveSourceMetaRequest) sourceresolver.Opt {
 	p := platformOf(req.Platform)
 	opt := sourceresolver.Opt{
 		LogName:      req.LogName,
@@ -260,11 +272,7 @@ func (g *gateway) ResolveSourceMeta(ctx context.Context, req *gatewayapi.Resolve
 			ChecksumReq: &sourceresolver.ResolveHTTPChecksumRequest{Algo: sourceresolver.ResolveHTTPChecksumAlgo(c.Algo), Suffix: c.Suffix},
 		}
 	}
-	res, err := frontend.ResolveSource(ctx, b.run.build, b.run.rec, req.Source, opt)
-	if err != nil {
-		return nil, ending(ctx, err)
-	}
-	return metaResponse(res), nil
+	return opt
 }
 
 // metaResponse is an answer in the words of the API.
@@ -297,11 +305,8 @@ func (g *gateway) ResolveImageConfig(ctx context.Context, req *gatewayapi.Resolv
 		return nil, err
 	}
 	defer end()
-	if len(req.SourcePolicies) > 0 {
-		return nil, status.Error(codes.Unimplemented, "source policies are not supported")
-	}
 	p := platformOf(req.Platform)
-	opt := sourceresolver.Opt{LogName: req.LogName}
+	opt := sourceresolver.Opt{LogName: req.LogName, SourcePolicies: req.SourcePolicies}
 	switch sourceresolver.ResolverType(req.ResolverType) {
 	case sourceresolver.ResolverTypeRegistry:
 		opt.ImageOpt = &sourceresolver.ResolveImageOpt{ResolveMode: req.ResolveMode, Platform: p}
@@ -322,6 +327,13 @@ type resolver struct{ run *running }
 
 // ResolveSourceMetadata implements sourceresolver.MetaResolver.
 func (r resolver) ResolveSourceMetadata(ctx context.Context, op *pb.SourceOp, opt sourceresolver.Opt) (*sourceresolver.MetaResponse, error) {
+	policy, err := r.run.policy.With(opt.SourcePolicies)
+	if err != nil {
+		return nil, status.Error(codes.InvalidArgument, err.Error())
+	}
+	if op, err = policy.Source(ctx, op, frontend.PlatformOf(opt)); err != nil {
+		return nil, fmt.Errorf("could not resolve image due to policy: %w", err)
+	}
 	return frontend.ResolveSource(ctx, r.run.build, r.run.rec, op, opt)
 }
 

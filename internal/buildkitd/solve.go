@@ -87,8 +87,10 @@ func (s *Server) check(ctx context.Context, req *controlapi.SolveRequest) (entit
 		return invalid("cannot solve with both Definition and Frontend specified")
 	case req.CompatibilityVersion != 0 && req.CompatibilityVersion != compatibility:
 		return unsupported(fmt.Sprintf("compatibility-version %d is", req.CompatibilityVersion))
-	case len(req.SourcePolicy.GetRules()) > 0 || req.SourcePolicySession != "":
-		return unsupported("source policies are")
+	case req.SourcePolicySession != "" && !identifier.MatchString(req.SourcePolicySession):
+		return invalid("the id of the source policy's session %.100q is not valid", req.SourcePolicySession)
+	case req.SourcePolicySession != "" && !s.sessions.allowed(req.SourcePolicySession, caller(ctx)):
+		return nil, status.Error(codes.PermissionDenied, "the source policy's session belongs to another client")
 	case req.ProxyNetwork:
 		return unsupported("the proxy network is")
 	}
@@ -180,7 +182,12 @@ func (s *Server) solve(ctx context.Context, j *job, req *controlapi.SolveRequest
 	if j.bridge != nil {
 		defer func() { j.bridge.close(err) }()
 	}
+	policy, err := frontend.NewPolicy(req.SourcePolicy)
+	if err != nil {
+		return done, status.Error(codes.InvalidArgument, err.Error())
+	}
 	run := &running{build: b, peer: p, session: req.Session, granted: granted, rec: rec, status: j.status}
+	run.policy = run.decidedBy(policy, req.SourcePolicySession)
 	res, err := run.result(ctx, j, req)
 	if err != nil {
 		return done, ending(ctx, err)
@@ -239,6 +246,7 @@ type running struct {
 	peer    *peer.Peer
 	session string
 	granted entitlements.Set
+	policy  *frontend.Policy
 	rec     *progress.Recorder
 	status  *statusLog
 }
@@ -249,7 +257,7 @@ func (r *running) result(ctx context.Context, j *job, req *controlapi.SolveReque
 		return j.bridge.serve(ctx, r)
 	}
 	return r.solve(ctx, request{
-		Definition: req.Definition, Frontend: req.Frontend, Attrs: req.FrontendAttrs, Inputs: req.FrontendInputs,
+		Definition: req.Definition, Frontend: req.Frontend, Attrs: req.FrontendAttrs, Inputs: req.FrontendInputs, Policy: r.policy,
 	})
 }
 
@@ -259,6 +267,7 @@ type request struct {
 	Frontend   string
 	Attrs      map[string]string
 	Inputs     map[string]*frontend.Definition
+	Policy     *frontend.Policy
 	Evaluate   bool // the results are computed at once
 }
 
@@ -268,7 +277,11 @@ func (r *running) solve(ctx context.Context, req request) (res *frontend.Result,
 	case req.Definition.GetDef() != nil && req.Frontend != "":
 		return nil, status.Error(codes.InvalidArgument, "cannot solve with both Definition and Frontend specified")
 	case req.Definition.GetDef() != nil:
-		res = &frontend.Result{Ref: req.Definition}
+		def, err := req.Policy.Apply(ctx, req.Definition)
+		if err != nil {
+			return nil, err
+		}
+		res = &frontend.Result{Ref: def}
 	case req.Frontend != "":
 		if res, err = r.frontend(ctx, req); err != nil {
 			fe := errdefs.Frontend{Name: req.Frontend, Source: req.Attrs["source"]}
@@ -312,7 +325,7 @@ func (r *running) frontend(ctx context.Context, req request) (*frontend.Result, 
 	if err := r.useCaches(cachesOfArgs(attrs)); err != nil {
 		return nil, err
 	}
-	return r.build.Frontend(ctx, frontend.Input{Attrs: attrs, Inputs: req.Inputs, SessionID: r.session, Contexts: r.peer})
+	return r.build.Frontend(ctx, frontend.Input{Attrs: attrs, Inputs: req.Inputs, SessionID: r.session, Contexts: r.peer, Policy: req.Policy})
 }
 
 // addOutputs adds those that the client chooses when it knows the result. One that has a bridge (others: nil)

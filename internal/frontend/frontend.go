@@ -76,8 +76,10 @@ type Input struct {
 	// Contexts opens the local contexts: ContextName, DockerfileName and
 	// those that NamedContexts calls local.
 	Contexts source.Contexts
-	// ContextDate is when the commit was made that ContextName is of, if it is of one; else zero.
+	// ContextDate is the time of ContextName, as source.Context has it; zero if it has none.
 	ContextDate time.Time
+	// Policy decides about all sources; nil: all may be had.
+	Policy *Policy
 	// Files reads what other definitions stand for; nil: nothing else can be read.
 	Files Files
 	// NoIgnoreFile: a .dockerignore in the context is a file like any other.
@@ -170,6 +172,7 @@ func Load(ctx context.Context, in Input, sources Sources, rec *progress.Recorder
 	return res.Plan()
 }
 
+// newResult has definitions that went through the client's Solve, and so its policy.
 func newResult(res *gateway.Result) *Result {
 	out := &Result{Metadata: res.Metadata}
 	if res.Refs == nil {

@@ -78,8 +78,15 @@ func (c *client) Solve(ctx context.Context, req gateway.SolveRequest) (*gateway.
 	if req.Frontend != "" {
 		return nil, fmt.Errorf("front end %q is not supported", req.Frontend)
 	}
+	if len(req.SourcePolicies) > 0 {
+		return nil, errors.New("source policies of a front end that is linked in are not supported")
+	}
+	def, err := c.in.Policy.Apply(ctx, req.Definition)
+	if err != nil {
+		return nil, err
+	}
 	res := gateway.NewResult()
-	res.SetRef(&result{c: c, def: req.Definition})
+	res.SetRef(&result{c: c, def: def})
 	return res, nil
 }
 
@@ -111,6 +118,10 @@ func (c *client) ResolveImageConfig(ctx context.Context, ref string, opt sourcer
 
 // ResolveSourceMetadata implements gateway.Client.
 func (c *client) ResolveSourceMetadata(ctx context.Context, op *pb.SourceOp, opt sourceresolver.Opt) (*sourceresolver.MetaResponse, error) {
+	op, err := c.in.Policy.Source(ctx, op, PlatformOf(opt))
+	if err != nil {
+		return nil, fmt.Errorf("could not resolve image due to policy: %w", err)
+	}
 	if name, ok := strings.CutPrefix(op.Identifier, "local://"); ok {
 		return c.localMetadata(op, name), nil
 	}

@@ -47,6 +47,21 @@ func ResolveSource(ctx context.Context, sources Sources, rec *progress.Recorder,
 	return res, nil
 }
 
+// PlatformOf is the platform that a source is resolved for; nil if nobody says.
+func PlatformOf(opt sourceresolver.Opt) *pb.Platform {
+	var p *ocispec.Platform
+	if opt.ImageOpt != nil {
+		p = opt.ImageOpt.Platform
+	}
+	if p == nil && opt.OCILayoutOpt != nil {
+		p = opt.OCILayoutOpt.Platform
+	}
+	if p == nil {
+		return nil
+	}
+	return &pb.Platform{OS: p.OS, Architecture: p.Architecture, Variant: p.Variant, OSVersion: p.OSVersion, OSFeatures: p.OSFeatures}
+}
+
 func resolveImage(ctx context.Context, sources Sources, kind, ref string, op *pb.SourceOp, opt sourceresolver.Opt) (*sourceresolver.ResolveImageResponse, error) {
 	var (
 		p   *ocispec.Platform

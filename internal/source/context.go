@@ -17,6 +17,7 @@ import (
 	"github.com/kiln-build/kiln/internal/source/http"
 	"github.com/kiln-build/kiln/internal/source/inline"
 	"github.com/kiln-build/kiln/internal/source/local"
+	"github.com/kiln-build/kiln/internal/tree"
 )
 
 var httpURL = regexp.MustCompile(`^https?://`)
@@ -125,7 +126,22 @@ func openArchive(ctx context.Context, r io.Reader, what string, o Options) (*Con
 	if err != nil {
 		return nil, fmt.Errorf("open build context: %s: %w", what, err)
 	}
-	return &Context{Tree: t, Kind: Archive, Description: what, Close: t.Close}, nil
+	c := &Context{Tree: t, Kind: Archive, Description: what, Close: t.Close}
+	if c.Date, err = youngest(ctx, t); err != nil {
+		return nil, errors.Join(fmt.Errorf("open build context: %s: %w", what, err), t.Close())
+	}
+	return c, nil
+}
+
+// youngest is the time of the regular file that was changed last; zero if there is none.
+func youngest(ctx context.Context, t tree.Tree) (when time.Time, err error) {
+	err = tree.Walk(t, ".", func(_ string, n tree.Node) error {
+		if n.IsRegular() && n.MTime.After(when) {
+			when = n.MTime
+		}
+		return ctx.Err()
+	})
+	return when, err
 }
 
 // bareName is the name that a Dockerfile has in the context that it is itself.
@@ -146,7 +162,11 @@ func openHTTP(ctx context.Context, o Options) (*Context, error) {
 		return nil, fmt.Errorf("open build context: fetch %s: %w", what, err)
 	}
 	if archive.Detect(head) {
-		return openArchive(ctx, br, what, o)
+		c, err := openArchive(ctx, br, what, o)
+		if err == nil && !resp.LastModified.IsZero() {
+			c.Date = resp.LastModified
+		}
+		return c, err
 	}
 	b, err := readBounded(br)
 	if err != nil {
@@ -157,7 +177,7 @@ func openHTTP(ctx context.Context, o Options) (*Context, error) {
 		when = time.Unix(0, 0)
 	}
 	return &Context{
-		Tree: inline.Tree{bareName: {Content: b, Mode: 0o600, MTime: when}}, Kind: Bare, Description: what,
+		Tree: inline.Tree{bareName: {Content: b, Mode: 0o600, MTime: when}}, Kind: Bare, Description: what, Date: resp.LastModified,
 		Close:          func() error { return nil },
 		DockerfileTree: dockerfileTree(bareName, b, nil), DockerfileName: bareName,
 	}, nil

@@ -41,7 +41,8 @@ type Context struct {
 	// Neither is a symbolic link. It has nothing else.
 	DockerfileTree tree.Tree
 	DockerfileName string
-	// Date is when the commit of a repository was made; zero for all else.
+	// Date is the context's time, for SOURCE_DATE_EPOCH=context: of a repository's commit, that the server said, or of an
+	// archive's youngest file. Zero if it has none, as a directory.
 	Date time.Time
 	// Description says what the context is, without credentials.
 	Description string

@@ -17,6 +17,7 @@ import (
 	"strings"
 	"testing"
 	"testing/iotest"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -328,6 +329,57 @@ func TestHTTP(t *testing.T) {
 		}
 		if !ok || strings.Contains(err.Error(), "SECRET") {
 			t.Errorf("%s: %v", arg, err)
+		}
+	}
+}
+
+// TestDates: a context's time is what the server said, else that of its youngest file.
+func TestDates(t *testing.T) {
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	for _, h := range []*tar.Header{
+		{Name: "Dockerfile", Typeflag: tar.TypeReg, Mode: 0o644, ModTime: time.Unix(300, 0)},
+		{Name: "a", Typeflag: tar.TypeReg, Mode: 0o644, ModTime: time.Unix(500, 0)},
+		{Name: "dir", Typeflag: tar.TypeDir, Mode: 0o755, ModTime: time.Unix(900, 0)},
+		{Name: "link", Typeflag: tar.TypeSymlink, Linkname: "a", ModTime: time.Unix(800, 0)},
+	} {
+		if err := w.WriteHeader(h); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.HasPrefix(r.URL.Path, "/dated") {
+			w.Header().Set("Last-Modified", time.Unix(1234567890, 0).UTC().Format(http.TimeFormat))
+		}
+		if strings.HasSuffix(r.URL.Path, ".tar") {
+			_, _ = w.Write(b.Bytes())
+			return
+		}
+		_, _ = io.WriteString(w, dockerfile)
+	}))
+	defer s.Close()
+	dir := t.TempDir()
+	write(t, dir, map[string]string{"Dockerfile": dockerfile})
+	for _, c := range []struct {
+		o    Options
+		want time.Time
+	}{
+		{Options{Arg: dir}, time.Time{}},
+		{Options{Arg: "-", Stdin: bytes.NewReader(b.Bytes())}, time.Unix(500, 0)},
+		{Options{Arg: s.URL + "/x.tar"}, time.Unix(500, 0)},
+		{Options{Arg: s.URL + "/dated.tar"}, time.Unix(1234567890, 0)},
+		{Options{Arg: s.URL + "/dated"}, time.Unix(1234567890, 0)},
+		{Options{Arg: s.URL + "/x"}, time.Time{}},
+	} {
+		got, err := open(t, c.o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !got.Date.Equal(c.want) {
+			t.Errorf("%s: %v instead of %v", c.o.Arg, got.Date, c.want)
 		}
 	}
 }

@@ -232,20 +232,22 @@ func TestHostileGraphs(t *testing.T) {
 		"diff of what is not": {src, {Op: &pb.Op_Diff{Diff: &pb.DiffOp{
 			Lower: &pb.LowerDiffInput{Input: -1}, Upper: &pb.UpperDiffInput{Input: 7},
 		}}, Inputs: in}},
-		"source of no kind":          {{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "x"}}}},
-		"checksum that is none":      {{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "https://y", Attrs: map[string]string{pb.AttrHTTPChecksum: "x"}}}}},
-		"signature of a file":        {{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "https://y", Attrs: map[string]string{pb.AttrHTTPSignatureVerify: "x"}}}}},
-		"signature of a commit":      {{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "git://h/y", Attrs: map[string]string{pb.AttrGitSignatureVerifyPubKey: "x"}}}}},
-		"git option as a ref":        {{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "git://h/y#--upload-pack=x"}}}},
-		"git option as a repository": {{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "git://h/y", Attrs: map[string]string{pb.AttrFullRemoteURL: "--upload-pack=x"}}}}},
-		"local git repository":       {{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "git://h/y", Attrs: map[string]string{pb.AttrFullRemoteURL: "file:///etc"}}}}},
-		"source of unknown kind":     {{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "x://y"}}}},
-		"layout without digest":      {{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "oci-layout://y"}}}},
-		"patterns that are no JSON":  {{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "local://y", Attrs: map[string]string{pb.AttrExcludePatterns: "x"}}}}},
-		"an image's checksum":        {{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "docker-image://y", Attrs: map[string]string{pb.AttrImageChecksum: "x"}}}}},
-		"files without content":      {{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "local://y", Attrs: map[string]string{pb.AttrMetadataTransfer: "true"}}}}},
-		"a limit of no layers":       {{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "docker-image://y", Attrs: map[string]string{pb.AttrImageLayerLimit: "0"}}}}},
-		"a limit that is no number":  {{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "docker-image://y", Attrs: map[string]string{pb.AttrImageLayerLimit: ""}}}}},
+		"source of no kind":              {{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "x"}}}},
+		"checksum that is none":          {{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "https://y", Attrs: map[string]string{pb.AttrHTTPChecksum: "x"}}}}},
+		"signature of a file":            {{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "https://y", Attrs: map[string]string{pb.AttrHTTPSignatureVerify: "x"}}}}},
+		"signature of a commit":          {{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "git://h/y", Attrs: map[string]string{pb.AttrGitSignatureVerifyPubKey: "x"}}}}},
+		"git option as a ref":            {{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "git://h/y#--upload-pack=x"}}}},
+		"git option as a repository":     {{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "git://h/y", Attrs: map[string]string{pb.AttrFullRemoteURL: "--upload-pack=x"}}}}},
+		"git repository of another name": {{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "git://h/y", Attrs: map[string]string{pb.AttrFullRemoteURL: "https://other/y"}}}}},
+		"git repository of another path": {{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "git://h/y.git", Attrs: map[string]string{pb.AttrFullRemoteURL: "git@h:z.git"}}}}},
+		"local git repository":           {{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "git://h/y", Attrs: map[string]string{pb.AttrFullRemoteURL: "file:///etc"}}}}},
+		"source of unknown kind":         {{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "x://y"}}}},
+		"layout without digest":          {{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "oci-layout://y"}}}},
+		"patterns that are no JSON":      {{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "local://y", Attrs: map[string]string{pb.AttrExcludePatterns: "x"}}}}},
+		"an image's checksum":            {{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "docker-image://y", Attrs: map[string]string{pb.AttrImageChecksum: "x"}}}}},
+		"files without content":          {{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "local://y", Attrs: map[string]string{pb.AttrMetadataTransfer: "true"}}}}},
+		"a limit of no layers":           {{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "docker-image://y", Attrs: map[string]string{pb.AttrImageLayerLimit: "0"}}}}},
+		"a limit that is no number":      {{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "docker-image://y", Attrs: map[string]string{pb.AttrImageLayerLimit: ""}}}}},
 		"a limit in a layout": {{Op: &pb.Op_Source{Source: &pb.SourceOp{
 			Identifier: "oci-layout://y@" + in[0].Digest, Attrs: map[string]string{pb.AttrOCILayoutLayerLimit: "-1"},
 		}}}},
@@ -298,6 +300,26 @@ func TestImageAttributes(t *testing.T) {
 		}
 		if !reflect.DeepEqual(got, c.want) {
 			t.Errorf("got %+v instead of %+v", got, c.want)
+		}
+	}
+}
+
+// TestGitNames: a repository may be reached by any URL that is of its name.
+func TestGitNames(t *testing.T) {
+	for id, url := range map[string]string{
+		"git://h/a/y#main:sub": "http://h/a/y.git", "git://h/a/y.git": "git@h:a/y.git", "git://h:8080/.git": "http://u:p@h:8080/.git", "git://h/y": "ssh://git@h/y.git",
+	} {
+		if _, err := llb.RemoteSource(id, map[string]string{pb.AttrFullRemoteURL: url}); err != nil {
+			t.Errorf("%s by %s: %v", id, url, err)
+		}
+	}
+	for id, url := range map[string]string{"git://h/y?ref=evil&subdir=x#main": "", "git://h/y#main": "https://h/y.git?ref=evil#other"} {
+		src, err := llb.RemoteSource(id, map[string]string{pb.AttrFullRemoteURL: url})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if ref := src.(*remote.Git).Ref; ref.Rev != "main" || ref.Subdir != "" {
+			t.Errorf("%s by %q: %+v", id, url, ref)
 		}
 	}
 }

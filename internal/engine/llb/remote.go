@@ -1,12 +1,15 @@
 package llb
 
 import (
+	"errors"
 	"fmt"
+	"path"
 	"regexp"
 	"strconv"
 	"strings"
 
 	"github.com/moby/buildkit/solver/pb"
+	"github.com/moby/buildkit/util/gitutil"
 	"github.com/opencontainers/go-digest"
 
 	"github.com/kiln-build/kiln/internal/engine"
@@ -99,12 +102,11 @@ func httpAttr(h *remote.HTTP, k, v string) error {
 
 // gitSource decodes a source that is a commit: id is HOST/PATH#REF:SUBDIR.
 func gitSource(id string, attrs map[string]string) (*remote.Git, error) {
-	url, fragment, _ := strings.Cut(id, "#")
-	url = "https://" + url
-	if v := attrs[pb.AttrFullRemoteURL]; v != "" {
-		url = v
+	url, err := repositoryURL(id, attrs[pb.AttrFullRemoteURL])
+	if err != nil {
+		return nil, fmt.Errorf("source git://%s: %w", id, err)
 	}
-	if fragment != "" {
+	if _, fragment, _ := strings.Cut(id, "#"); fragment != "" {
 		url += "#" + fragment
 	}
 	ref, err := git.ParseRemote(url)
@@ -121,6 +123,33 @@ func gitSource(id string, attrs map[string]string) (*remote.Git, error) {
 		return nil, fmt.Errorf("source %s: %w", ref, err)
 	}
 	return g, nil
+}
+
+// repositoryURL is where a source is fetched from: by the URL that its attributes have for it, if there is one. That has to be
+// of the repository that the source is called by, and nothing but the fragment says what of it, for policies know the name alone.
+func repositoryURL(id, fullURL string) (string, error) {
+	parse := func(s string) (*gitutil.GitURL, error) {
+		if !gitutil.IsGitTransport(s) {
+			s = "https://" + s
+		}
+		return gitutil.ParseURL(s)
+	}
+	named, err := parse(id)
+	if err != nil {
+		return "", errors.New("not a git repository's name")
+	}
+	if fullURL == "" {
+		return named.Remote, nil
+	}
+	full, err := parse(fullURL)
+	if err != nil {
+		return "", errors.New("failed to parse git.fullurl")
+	}
+	where := func(u *gitutil.GitURL) string { return strings.TrimSuffix(path.Join("/", u.Path), ".git") }
+	if !strings.EqualFold(named.Host, full.Host) || where(named) != where(full) {
+		return "", errors.New("git.fullurl does not match source identifier")
+	}
+	return full.Remote, nil
 }
 
 func gitAttr(g *remote.Git, k, v string) error {
