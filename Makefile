@@ -1,7 +1,7 @@
 # Every target is a script or one go command; nothing here is needed to build Kiln: CGO_ENABLED=0 go build ./cmd/kiln
 export CGO_ENABLED ?= 0
 
-.PHONY: all build test unit race e2e conformance buildkit lint fuzz bench base-images demo docs test-k8s ci clean
+.PHONY: all build test unit race e2e conformance frontend buildkit lint fuzz bench base-images demo docs test-k8s ci clean
 
 all: build
 
@@ -11,7 +11,7 @@ build:            ## the builder, static and stripped, as bin/kiln (without cgo,
 test:             ## everything but lint; installs what it needs
 	scripts/test
 
-unit race e2e conformance buildkit: ## one phase of it
+unit race e2e conformance frontend buildkit: ## one phase of it
 	scripts/test $@
 
 lint:             ## gofumpt, go vet, staticcheck, layering

@@ -73,6 +73,7 @@ type Directory interface {
 type Build struct {
 	Env
 	images  *images
+	remotes remote.Env
 	caches  *caches
 	lost    *lost
 	mounts  *mounts
@@ -98,13 +99,15 @@ func Open(ctx context.Context, env Env, in Inputs) (*Build, error) {
 	b.caches = &caches{env: env, images: b.images, theirs: in.Directories, open: map[string]*remotecache.Cache{}, now: sync.OnceValue(time.Now)}
 	b.lost = &lost{}
 	b.mounts = &mounts{b: b, used: map[cachemount.Key]bool{}}
+	b.remotes = remote.Env{
+		Dir: dir, Environ: b.Environ, Secrets: in.Secrets, SSH: in.SSH, Uploads: in.Uploads, Memory: b.Store, Pins: &remote.Pins{},
+		Limits: layer.DefaultLimits(),
+	}
 	b.solver = engine.New(engine.Config{
 		Store: b.Store, Cache: cache.NewLocal(b.Store), Images: b.images, Contexts: in.Contexts, Sandbox: b.Sandbox,
 		Secrets: in.Secrets, SSH: in.SSH,
 		From: b.caches.readers, Lost: func(l image.Layer) bool { return b.lost.has(b.Store, l) },
-		Mounts:     b.mounts,
-		Remotes:    remote.Env{Dir: dir, Environ: b.Environ, Uploads: in.Uploads, Memory: b.Store, Limits: layer.DefaultLimits()},
-		ResolvConf: resolvConf(), Progress: b.Progress, Parallel: b.Parallel,
+		Mounts: b.mounts, Remotes: b.remotes, ResolvConf: resolvConf(), Progress: b.Progress, Parallel: b.Parallel,
 	})
 	b.closers = append(b.closers, b.solver.Close, b.caches.close)
 	if err := errors.Join(b.UseCaches(in.CacheFrom...), b.useMounts(in.MountsFrom)); err != nil {
@@ -119,11 +122,11 @@ func (b *Build) Close() error { return b.closers.close() }
 // Frontend runs the Dockerfile front end. Nothing is computed but what it reads of definitions.
 func (b *Build) Frontend(ctx context.Context, in frontend.Input) (*frontend.Result, error) {
 	in.Files = b
-	return frontend.Solve(ctx, in, b.images, b.Progress)
+	return frontend.Solve(ctx, in, b, b.Progress)
 }
 
 // Resolve resolves a reference to an image; nothing is pulled but its metadata.
-// With ResolveLayout it makes Build a frontend.Images.
+// With ResolveLayout and Describe it makes Build a frontend.Sources.
 func (b *Build) Resolve(ctx context.Context, ref string, p ocispec.Platform) (*image.Image, error) {
 	return b.images.Resolve(ctx, ref, p)
 }
@@ -131,6 +134,20 @@ func (b *Build) Resolve(ctx context.Context, ref string, p ocispec.Platform) (*i
 // ResolveLayout resolves an image of the OCI layout that the graph calls name.
 func (b *Build) ResolveLayout(ctx context.Context, name string, d digest.Digest, p ocispec.Platform) (*image.Image, error) {
 	return b.images.ResolveLayout(ctx, name, d, p)
+}
+
+// Describe resolves a source that has to be fetched, for all of the build.
+func (b *Build) Describe(ctx context.Context, id string, attrs map[string]string, ask remote.Ask) (md remote.Metadata, err error) {
+	src, err := llb.RemoteSource(id, attrs)
+	if err != nil {
+		return md, err
+	}
+	v, err := src.Resolve(ctx, &b.remotes, nil)
+	if err != nil {
+		return md, err
+	}
+	defer func() { err = errors.Join(err, v.Close()) }()
+	return v.Metadata(ctx, ask)
 }
 
 // Evaluate computes a definition and fetches nothing of its result.

@@ -19,16 +19,20 @@ import (
 	"testing"
 	"time"
 
+	"github.com/moby/buildkit/solver/pb"
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/kiln-build/kiln/internal/build"
 	"github.com/kiln-build/kiln/internal/diag"
 	"github.com/kiln-build/kiln/internal/export"
+	"github.com/kiln-build/kiln/internal/frontend"
 	"github.com/kiln-build/kiln/internal/layer"
 	"github.com/kiln-build/kiln/internal/progress"
 	"github.com/kiln-build/kiln/internal/registry"
 	"github.com/kiln-build/kiln/internal/registry/registrytest"
 	"github.com/kiln-build/kiln/internal/sandbox/gvisor"
+	"github.com/kiln-build/kiln/internal/source/remote"
 	"github.com/kiln-build/kiln/internal/store"
 )
 
@@ -721,6 +725,50 @@ func TestUnchangedContextIsNotRead(t *testing.T) {
 	}
 }
 
+// TestDescribed: what is known of a source is what is built from then on.
+func TestDescribed(t *testing.T) {
+	w := newWorld(t)
+	content := "one"
+	srv := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, _ *http.Request) { io.WriteString(rw, content) }))
+	t.Cleanup(srv.Close)
+	b, err := build.Open(t.Context(), w.env, build.Inputs{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	md, err := b.Describe(t.Context(), srv.URL+"/f", nil, remote.Ask{})
+	if err != nil || md.HTTP.Digest != digest.FromString("one") {
+		t.Fatalf("%+v, %v", md, err)
+	}
+	content = "two"
+	src := must(t, (&pb.Op{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: srv.URL + "/f"}}}).Marshal)
+	def := &frontend.Definition{Def: [][]byte{src, must(t, (&pb.Op{Inputs: []*pb.Input{{Digest: digest.FromBytes(src).String()}}}).Marshal)}}
+	tr, err := b.Tree(t.Context(), def)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := tr.Open("f")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if got, err := io.ReadAll(f); string(got) != "one" || err != nil {
+		t.Errorf("built %q, %v", got, err)
+	}
+	if _, err := b.Describe(t.Context(), "docker-image://x", nil, remote.Ask{}); err == nil {
+		t.Error("an image is described as something remote")
+	}
+}
+
+func must(t *testing.T, marshal func() ([]byte, error)) []byte {
+	t.Helper()
+	b, err := marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
 // TestAddURL: what a server has not changed is neither sent nor added again.
 func TestAddURL(t *testing.T) {
 	w := newWorld(t)
@@ -731,7 +779,9 @@ func TestAddURL(t *testing.T) {
 			rw.WriteHeader(http.StatusNotModified)
 			return
 		}
-		sent++
+		if r.Method == http.MethodGet {
+			sent++
+		}
 		io.WriteString(rw, content)
 	}))
 	t.Cleanup(srv.Close)

@@ -21,6 +21,7 @@ import (
 	"github.com/kiln-build/kiln/internal/frontend"
 	"github.com/kiln-build/kiln/internal/image"
 	"github.com/kiln-build/kiln/internal/layer"
+	"github.com/kiln-build/kiln/internal/progress"
 	"github.com/kiln-build/kiln/internal/tree"
 )
 
@@ -182,7 +183,7 @@ func (e *exporting) assemble(v *variant, p frontend.PlatformPlan, layers, comput
 	if !e.writing.inline {
 		return v.assemble(p, layers, nil)
 	}
-	records, err := remote.EncodeInline(results, computed, layers, v.clampTo(p.Epoch))
+	records, err := remote.EncodeInline(results, computed, layers, v.epoch.Of(p.Epoch))
 	if err != nil {
 		return nil, err
 	}
@@ -205,8 +206,22 @@ func (e *exporting) export(ctx context.Context, built []files, index bool) (*Res
 	if err := e.write(ctx, built, index); err != nil {
 		return nil, err
 	}
-	if err := e.push(ctx, res); err != nil {
-		return nil, err
+	return res, e.publish(ctx, res)
+}
+
+// publish gives the images their names, in registries and then in the store.
+func (e *exporting) publish(ctx context.Context, res *Result) (err error) {
+	if !slices.ContainsFunc(e.Outputs, func(o Output) bool { return o.ToRegistry() || o.ToStore() }) {
+		return nil
+	}
+	step := e.Progress.Step("exporting to image", "")
+	step.Start()
+	defer func() { step.Done(err) }()
+	for _, v := range e.variants {
+		v.tell(step)
+	}
+	if err := e.push(ctx, res, step); err != nil {
+		return err
 	}
 	for _, v := range e.variants {
 		names, stored := v.storeNames()
@@ -214,13 +229,16 @@ func (e *exporting) export(ctx context.Context, built []files, index bool) (*Res
 			continue
 		}
 		if err := e.describeInStore(v); err != nil {
-			return nil, err
+			return err
+		}
+		for _, n := range names {
+			step.Part("naming to " + n)
 		}
 		if err := image.Tag(e.Store, v.desc, names...); err != nil {
-			return nil, err
+			return err
 		}
 	}
-	return res, nil
+	return nil
 }
 
 // add says what the result is called: as its first variant is, with the names of all.
@@ -273,16 +291,19 @@ func (e *exporting) output(o Output, write func() error) error {
 }
 
 // push sends what the layers' uploads have left to be sent.
-func (e *exporting) push(ctx context.Context, res *Result) error {
+func (e *exporting) push(ctx context.Context, res *Result, step *progress.Step) error {
 	for _, v := range e.variants {
 		ps, err := e.openPushes(ctx, v)
 		if err != nil {
 			return err
 		}
 		for _, p := range ps {
+			p.Step = step
+			done := step.Part("pushing layers")
 			if err := p.Manifests(ctx, v.built, v.index != nil); err != nil {
 				return err
 			}
+			done()
 		}
 	}
 	// Tags only now: a registry that refuses leaves none behind in another.
@@ -323,10 +344,7 @@ func (e *exporting) writeFiles(ctx context.Context, o Output, built []files, spl
 			return err
 		}
 		defer closeTree()
-		epoch := b.epoch
-		if o.Epoch != nil {
-			epoch = o.Epoch
-		}
+		epoch := o.Epoch.Of(b.epoch)
 		if epoch != nil {
 			at = *epoch
 		}

@@ -59,7 +59,7 @@ func (s *images) recall(ref string, p ocispec.Platform) *image.Image {
 	return s.seen[key(ref, p)]
 }
 
-// Resolve implements frontend.Images and engine.Images.
+// Resolve implements engine.Images, and Build with it frontend.Sources.
 func (s *images) Resolve(ctx context.Context, ref string, p ocispec.Platform) (*image.Image, error) {
 	if img := s.recall(ref, p); img != nil {
 		return img, nil
@@ -105,7 +105,7 @@ func fits(img *image.Image, p ocispec.Platform) bool {
 	return have == nil || have.OS == "" || p.OS == "" || platforms.Only(p).Match(*have)
 }
 
-// ResolveLayout implements frontend.Images and engine.Images.
+// ResolveLayout implements engine.Images, and Build with it frontend.Sources.
 func (s *images) ResolveLayout(ctx context.Context, name string, d digest.Digest, p ocispec.Platform) (*image.Image, error) {
 	l, err := s.layout(ctx, name)
 	if err != nil {

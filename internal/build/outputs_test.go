@@ -1,6 +1,7 @@
 package build_test
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"os"
@@ -10,12 +11,15 @@ import (
 	"testing"
 	"time"
 
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/kiln-build/kiln/internal/build"
 	"github.com/kiln-build/kiln/internal/diag"
 	"github.com/kiln-build/kiln/internal/export"
 	"github.com/kiln-build/kiln/internal/image"
+	"github.com/kiln-build/kiln/internal/layer"
+	"github.com/kiln-build/kiln/internal/progress"
 )
 
 // spec is an output as it is given on a command line.
@@ -298,12 +302,55 @@ func TestEpochs(t *testing.T) {
 		{plain, "1800000000", "", young.Unix()},
 		{own, "", "", 5},
 		{own, "3", "", 3},
+		{own, "3", ",source-date-epoch=", young.Unix()},
 		{plain, "3", ",rewrite-timestamp=false", young.Unix()},
 		{plain, "3", ",source-date-epoch=4", 4},
 		{plain, "", ",source-date-epoch=4,rewrite-timestamp=true", 4},
 	} {
 		if got := mtime(c.dockerfile, c.arg, c.option); got != c.want {
 			t.Errorf("%q with %q%s: %d, want %d", c.dockerfile, c.arg, c.option, got, c.want)
+		}
+	}
+}
+
+// TestPublished: names are given in one step, which says them and the digests in BuildKit's words.
+func TestPublished(t *testing.T) {
+	w := newWorld(t)
+	put(t, w.dir, "f", "x")
+	req := w.request("FROM scratch\nCOPY f /f\n")
+	ref := w.reg.Host() + "/said:1"
+	req.Outputs = []export.Spec{spec(t, "type=image,push=true,name="+ref)}
+	var b bytes.Buffer
+	w.env.Progress = progress.NewRecorder(progress.NewRawJSON(&b))
+	req.Compression = layer.Gzip
+	res, err := build.Run(t.Context(), w.env, req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var step digest.Digest
+	said := map[string]digest.Digest{}
+	for d := json.NewDecoder(&b); d.More(); {
+		var st progress.Status
+		if err := d.Decode(&st); err != nil {
+			t.Fatal(err)
+		}
+		for _, v := range st.Vertexes {
+			if v.Name == "exporting to image" {
+				step = v.Digest
+			}
+		}
+		for _, s := range st.Statuses {
+			if s.Completed != nil && s.Name == "" {
+				said[s.ID] = s.Vertex
+			}
+		}
+	}
+	d := res.Digest.String()
+	for _, id := range []string{
+		"exporting manifest " + d, "exporting config " + res.ID.String(), "pushing layers", "pushing manifest for " + ref + "@" + d, "naming to " + ref,
+	} {
+		if step == "" || said[id] != step {
+			t.Errorf("%q is not said in the step, but %q", id, said)
 		}
 	}
 }

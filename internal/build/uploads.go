@@ -37,7 +37,7 @@ type upload struct {
 
 // newUploads begins nothing yet. epoch is the plan's.
 func newUploads(e *exporting, v *variant, epoch *time.Time, fail context.CancelCauseFunc) *uploads {
-	u := &uploads{e: e, v: v, epoch: v.clampTo(epoch), fail: fail}
+	u := &uploads{e: e, v: v, epoch: v.epoch.Of(epoch), fail: fail}
 	if v.KeepTimes {
 		u.epoch = nil
 	}

@@ -7,7 +7,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"time"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -15,6 +14,7 @@ import (
 	"github.com/kiln-build/kiln/internal/export"
 	"github.com/kiln-build/kiln/internal/frontend"
 	"github.com/kiln-build/kiln/internal/image"
+	"github.com/kiln-build/kiln/internal/progress"
 	"github.com/kiln-build/kiln/internal/registry"
 )
 
@@ -22,7 +22,7 @@ import (
 // the same annotations, and so on.
 type variant struct {
 	export.ImageOptions
-	epoch   *time.Time // before the plan's; nil: that
+	epoch   export.Epoch
 	outputs []Output
 	numbers []int // of the outputs
 
@@ -54,19 +54,11 @@ func variants(outs []Output) (all []*variant) {
 	return all
 }
 
-// clampTo is the variant's epoch, where the plan's is epoch.
-func (v *variant) clampTo(epoch *time.Time) *time.Time {
-	if v.epoch != nil {
-		return v.epoch
-	}
-	return epoch
-}
-
 // assemble makes the image of a platform's layers, which have their blobs.
 // extra are further fields of its config.
 func (v *variant) assemble(p frontend.PlatformPlan, layers []image.Layer, extra map[string]json.RawMessage) (*image.Image, error) {
 	opt := image.AssembleOptions{
-		Config: p.Config, BaseConfig: p.BaseConfig, Epoch: v.clampTo(p.Epoch), DockerTypes: v.DockerTypes,
+		Config: p.Config, BaseConfig: p.BaseConfig, Epoch: v.epoch.Of(p.Epoch), Rewritten: !v.KeepTimes, DockerTypes: v.DockerTypes,
 		Annotations: v.Annotations.Of(export.ToManifest, &p.Platform), Extra: extra,
 	}
 	for _, l := range layers {
@@ -99,6 +91,17 @@ func (v *variant) describe(index bool) (err error) {
 	v.index, v.desc, err = image.AssembleIndex(opt)
 	v.desc.Annotations = v.Annotations.Of(export.ToIndexDescriptor, nil)
 	return err
+}
+
+// tell says what the variant's image is, in BuildKit's words.
+func (v *variant) tell(step *progress.Step) {
+	for _, b := range v.built {
+		step.Part("exporting manifest " + b.Manifest.Digest.String())
+		step.Part("exporting config " + b.ID().String())
+	}
+	if v.index != nil {
+		step.Part("exporting manifest list " + v.desc.Digest.String())
+	}
 }
 
 // top is the document that a tag names.

@@ -154,7 +154,7 @@ func (b *bridge) tree(ctx context.Context, id string) (tree.Tree, error) {
 	defer r.mu.Unlock()
 	if r.tree == nil {
 		if r.tree, err = b.run.build.Tree(ctx, r.def); err != nil {
-			return nil, err
+			return nil, located(err, r.def)
 		}
 	}
 	return r.tree, nil

@@ -2,6 +2,7 @@ package buildkitd
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	controlapi "github.com/moby/buildkit/api/services/control"
@@ -10,7 +11,6 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/kiln-build/kiln/internal/gc"
-	"github.com/kiln-build/kiln/internal/store"
 )
 
 // DiskUsage implements controlapi.ControlServer: what takes room in the store.
@@ -38,11 +38,15 @@ func record(i gc.Item) *controlapi.UsageRecord {
 
 // Prune implements controlapi.ControlServer. What running builds and named images need stays.
 func (s *Server) Prune(req *controlapi.PruneRequest, stream controlapi.Control_PruneServer) error {
-	if min(req.KeepDuration, req.ReservedSpace, req.MaxUsedSpace, req.MinFreeSpace) < 0 {
-		return status.Error(codes.InvalidArgument, "what is kept cannot be negative")
+	limit, err := gc.LimitOf(req.MaxUsedSpace, req.ReservedSpace, req.MinFreeSpace)
+	if err == nil && req.KeepDuration < 0 {
+		err = errors.New("what is kept cannot have been used in the future")
+	}
+	if err != nil {
+		return status.Error(codes.InvalidArgument, err.Error())
 	}
 	removed, err := gc.Prune(stream.Context(), s.opt.Store, gc.Options{
-		Filter: req.Filter, KeepFor: time.Duration(req.KeepDuration), Limit: limit(req),
+		Filter: req.Filter, KeepFor: time.Duration(req.KeepDuration), Limit: limit,
 	})
 	if err != nil {
 		return err
@@ -53,14 +57,4 @@ func (s *Server) Prune(req *controlapi.PruneRequest, stream controlapi.Control_P
 		}
 	}
 	return nil
-}
-
-// limit is what a request lets the store be. A space that is reserved and nothing else is all
-// that is left, as with BuildKit.
-func limit(req *controlapi.PruneRequest) store.Limit {
-	l := store.Limit{MaxUsed: req.MaxUsedSpace, MinFree: req.MinFreeSpace, Reserved: req.ReservedSpace}
-	if l.MaxUsed == 0 && l.MinFree == 0 {
-		l.MaxUsed = l.Reserved
-	}
-	return l
 }

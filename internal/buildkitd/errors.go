@@ -13,6 +13,8 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/kiln-build/kiln/internal/diag"
+	"github.com/kiln-build/kiln/internal/engine"
+	"github.com/kiln-build/kiln/internal/frontend"
 	"github.com/kiln-build/kiln/internal/sandbox"
 )
 
@@ -58,7 +60,7 @@ func (m *message) Unwrap() error { return m.error }
 // GRPCStatus is the error's, in these words; or those of a status in its chain would be taken.
 func (m *message) GRPCStatus() *status.Status { return status.New(grpcerrors.Code(m.error), m.text) }
 
-// text is what an error says without the place in the Dockerfile and the status code, which clients
+// text is what an error says without the file's name and the line in front of it, and without the status code, which clients
 // show themselves, and with what there is to do.
 func text(err error) string {
 	hint := ""
@@ -66,7 +68,7 @@ func text(err error) string {
 	for e := err; hint == "" && errors.As(e, &d); e = d.Err {
 		hint = d.Hint
 	}
-	s := diag.Message(err)
+	s := frontend.Verbatim(err, diag.Message(err))
 	var st interface {
 		error
 		GRPCStatus() *status.Status
@@ -89,6 +91,40 @@ func place(err error) *diag.Location {
 		}
 	}
 	return nil
+}
+
+// maxPlaces and maxPlacesBytes bound the places that an error has, and what is said of their files.
+const (
+	maxPlaces      = 64
+	maxPlacesBytes = 1 << 20
+)
+
+// located adds to an error the places that definitions have for the operation that failed, as BuildKit does: with
+// all lines, and where the files came from.
+func located(err error, defs ...*frontend.Definition) error {
+	var failed *engine.OpError
+	if !errors.As(err, &failed) {
+		return err
+	}
+	err = errdefs.WrapVertex(err, failed.Op)
+	op, places, size := failed.Op.String(), 0, 0
+	for _, def := range defs {
+		infos := def.GetSource().GetInfos()
+		for _, l := range def.GetSource().GetLocations()[op].GetLocations() {
+			n := int(l.GetSourceIndex())
+			if l == nil || n < 0 || n >= len(infos) || infos[n] == nil {
+				continue
+			}
+			if places, size = places+1, size+infos[n].SizeVT()+l.SizeVT(); places > maxPlaces || size > maxPlacesBytes {
+				return err
+			}
+			err = errdefs.WithSource(err, &errdefs.Source{Info: infos[n], Ranges: l.Ranges})
+		}
+		if places > 0 {
+			break // the same operation in several definitions
+		}
+	}
+	return err
 }
 
 func sourceOf(at *diag.Location) *errdefs.Source {

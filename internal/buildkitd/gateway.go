@@ -18,6 +18,7 @@ import (
 	spb "google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/kiln-build/kiln/internal/frontend"
 )
@@ -74,14 +75,13 @@ func (g *gateway) Ping(ctx context.Context, _ *gatewayapi.PingRequest) (*gateway
 // gatewayCaps are those of the gateway that are there.
 func gatewayCaps() []*apicapspb.APICap {
 	missing := map[apicaps.CapID]string{
-		gatewayapi.CapGatewayExec:                           noContainers,
-		gatewayapi.CapGatewayExecExtraHosts:                 noContainers,
-		gatewayapi.CapGatewayExecSecretEnv:                  noContainers,
-		gatewayapi.CapGatewayExecSignals:                    noContainers,
-		gatewayapi.CapGatewayExecFilesystem:                 noContainers,
-		gatewayapi.CapAttestations:                          "attestations are not supported",
-		gatewayapi.CapSourceMetaResolverImageAttestations:   "attestations are not supported",
-		gatewayapi.CapSourceMetaResolverHTTPChecksumRequest: "checksums of sources by other algorithms are not supported",
+		gatewayapi.CapGatewayExec:                         noContainers,
+		gatewayapi.CapGatewayExecExtraHosts:               noContainers,
+		gatewayapi.CapGatewayExecSecretEnv:                noContainers,
+		gatewayapi.CapGatewayExecSignals:                  noContainers,
+		gatewayapi.CapGatewayExecFilesystem:               noContainers,
+		gatewayapi.CapAttestations:                        "attestations are not supported",
+		gatewayapi.CapSourceMetaResolverImageAttestations: "attestations are not supported",
 	}
 	all := gatewayapi.Caps.All()
 	for _, c := range all {
@@ -183,7 +183,7 @@ func (g *gateway) Evaluate(ctx context.Context, req *gatewayapi.EvaluateRequest)
 	if err != nil {
 		return nil, err
 	}
-	return &gatewayapi.EvaluateResponse{}, ending(ctx, b.run.build.Evaluate(ctx, def))
+	return &gatewayapi.EvaluateResponse{}, ending(ctx, located(b.run.build.Evaluate(ctx, def), def))
 }
 
 // ReadFile implements gatewayapi.LLBBridgeServer.
@@ -249,20 +249,45 @@ func (g *gateway) ResolveSourceMeta(ctx context.Context, req *gatewayapi.Resolve
 		return nil, status.Error(codes.Unimplemented, "source policies are not supported")
 	}
 	p := platformOf(req.Platform)
-	res, err := frontend.ResolveSource(ctx, b.run.build, b.run.rec, req.Source, sourceresolver.Opt{
+	opt := sourceresolver.Opt{
 		LogName:      req.LogName,
 		ImageOpt:     &sourceresolver.ResolveImageOpt{Platform: p, ResolveMode: req.ResolveMode, NoConfig: req.GetImage().GetNoConfig()},
 		OCILayoutOpt: &sourceresolver.ResolveOCILayoutOpt{Platform: p},
 		GitOpt:       &sourceresolver.ResolveGitOpt{ReturnObject: req.GetGit().GetReturnObject()},
-	})
+	}
+	if c := req.GetHTTP().GetChecksumRequest(); c != nil {
+		opt.HTTPOpt = &sourceresolver.ResolveHTTPOpt{
+			ChecksumReq: &sourceresolver.ResolveHTTPChecksumRequest{Algo: sourceresolver.ResolveHTTPChecksumAlgo(c.Algo), Suffix: c.Suffix},
+		}
+	}
+	res, err := frontend.ResolveSource(ctx, b.run.build, b.run.rec, req.Source, opt)
 	if err != nil {
 		return nil, ending(ctx, err)
 	}
+	return metaResponse(res), nil
+}
+
+// metaResponse is an answer in the words of the API.
+func metaResponse(res *sourceresolver.MetaResponse) *gatewayapi.ResolveSourceMetaResponse {
 	out := &gatewayapi.ResolveSourceMetaResponse{Source: res.Op}
 	if i := res.Image; i != nil {
 		out.Image = &gatewayapi.ResolveSourceImageResponse{Digest: i.Digest.String(), Config: i.Config}
 	}
-	return out, nil
+	if g := res.Git; g != nil {
+		out.Git = &gatewayapi.ResolveSourceGitResponse{
+			Checksum: g.Checksum, Ref: g.Ref, CommitChecksum: g.CommitChecksum, CommitObject: g.CommitObject, TagObject: g.TagObject,
+		}
+	}
+	if h := res.HTTP; h != nil {
+		out.HTTP = &gatewayapi.ResolveSourceHTTPResponse{Checksum: h.Digest.String(), Filename: h.Filename}
+		if h.LastModified != nil {
+			out.HTTP.LastModified = &timestamppb.Timestamp{Seconds: h.LastModified.Unix()}
+		}
+		if c := h.ChecksumResponse; c != nil {
+			out.HTTP.ChecksumResponse = &gatewayapi.ChecksumResponse{Digest: c.Digest, Suffix: c.Suffix}
+		}
+	}
+	return out
 }
 
 // ResolveImageConfig implements gatewayapi.LLBBridgeServer.

@@ -278,7 +278,7 @@ func (r *running) solve(ctx context.Context, req request) (res *frontend.Result,
 		return nil, err
 	}
 	if req.Evaluate {
-		err = res.Each(func(def *frontend.Definition) error { return r.build.Evaluate(ctx, def) })
+		err = res.Each(func(def *frontend.Definition) error { return located(r.build.Evaluate(ctx, def), def) })
 	}
 	return res, err
 }
@@ -366,6 +366,13 @@ func (r *running) checkPlatforms(ctx context.Context, attrs map[string]string, r
 	return nil
 }
 
+func definitions(p *frontend.Plan) (defs []*frontend.Definition) {
+	for _, pp := range p.Platforms {
+		defs = append(defs, pp.Definition)
+	}
+	return defs
+}
+
 // export writes the result to where it was asked for.
 func (r *running) export(ctx context.Context, res *frontend.Result, x build.Export) (done outcome, err error) {
 	if err := name(x.Outputs, string(res.Metadata["image.name"])); err != nil {
@@ -380,7 +387,7 @@ func (r *running) export(ctx context.Context, res *frontend.Result, x build.Expo
 	}
 	out, err := r.build.Export(ctx, plan, x)
 	if err != nil {
-		return done, err
+		return done, located(err, definitions(plan)...)
 	}
 	meta, err := out.Metadata()
 	if err != nil {

@@ -15,6 +15,7 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -40,6 +41,9 @@ func (s *Solver) Solve(ctx context.Context, g *Graph, w Watch) (Result, error) {
 	defer r.close()
 	r.prepare(g)
 	out, err := r.eval(ctx, g.Target)
+	for _, s := range r.locals {
+		s.finish()
+	}
 	if Rebuildable(context.Cause(ctx)) {
 		r.cancelSteps(g.Ops)
 	}
@@ -47,7 +51,9 @@ func (s *Solver) Solve(ctx context.Context, g *Graph, w Watch) (Result, error) {
 		return Result{}, err // the first failure, or why the build was ended
 	}
 	for _, op := range g.Ops {
-		r.states[op].step.Cached() // whatever was not needed
+		if s := r.states[op]; !s.opened.Load() {
+			s.step.Cached() // whatever was not needed
+		}
 	}
 	return out, r.tellRest(ctx, g.Ops)
 }
@@ -67,6 +73,12 @@ func (r *run) prepare(g *Graph) {
 			}
 		}
 		s.step = r.Progress.Plan(step)
+	}
+	for _, op := range g.Ops {
+		if s := r.states[op]; isLocal(op) {
+			s.users.Store(int32(len(s.consumers)))
+			r.locals = append(r.locals, s)
+		}
 	}
 	r.states[g.Target.Op].wanted[g.Target.Index] = true
 	for in := g.Target; in.Op != nil; in = base(in) {
@@ -104,6 +116,7 @@ type run struct {
 	fail       context.CancelCauseFunc // ends everything that the run does
 	watch      Watch
 	states     map[*Op]*state
+	locals     []*state // of build contexts
 	background sync.WaitGroup
 
 	sessionMu sync.Mutex
@@ -130,6 +143,9 @@ type state struct {
 	// copied are content digests of what the actions copy from contexts, or of
 	// what is mounted from them, by number of the action or mount. The key is computed before anything else needs it.
 	copied map[int]digest.Digest
+
+	opened atomic.Bool  // of a build context: it is being used
+	users  atomic.Int32 // of a build context: operations that use it and whose keys are not known yet
 
 	versionOnce sync.Once
 	version     remote.Version // of a remote source
@@ -187,7 +203,7 @@ func (r *run) eval(ctx context.Context, in Input) (Result, error) {
 func (r *run) failed(ctx context.Context, s *state, err error) error {
 	first := ctx.Err() == nil
 	if first || s.ran {
-		err = at(s.op, err)
+		err = &OpError{Op: s.op.Digest, Err: at(s.op, err)}
 	}
 	if Rebuildable(err) {
 		s.step.Cancel() // the caller knows what to do
@@ -207,12 +223,10 @@ func (r *run) failed(ctx context.Context, s *state, err error) error {
 func (r *run) compute(ctx context.Context, s *state) ([]Result, error) {
 	switch do := s.op.Do.(type) {
 	case *Local:
-		t, err := r.local(ctx, do)
+		t, err := r.local(ctx, s)
 		if err != nil {
 			return nil, err
 		}
-		s.step.Start()
-		s.step.Done(nil)
 		return []Result{{context: t, local: do}}, nil
 	case *Image, *Layout:
 		out, err := r.image(ctx, s)

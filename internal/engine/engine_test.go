@@ -24,6 +24,7 @@ import (
 	"github.com/kiln-build/kiln/internal/layer"
 	"github.com/kiln-build/kiln/internal/sandbox"
 	"github.com/kiln-build/kiln/internal/source"
+	"github.com/kiln-build/kiln/internal/source/remote"
 	"github.com/kiln-build/kiln/internal/store"
 	"github.com/kiln-build/kiln/internal/tree"
 	"github.com/kiln-build/kiln/internal/tree/memtree"
@@ -37,6 +38,10 @@ func (catalogue) Resolve(_ context.Context, ref string, p ocispec.Platform) (*im
 	d := digest.FromString(name)
 	c := fmt.Sprintf(`{"os":%q,"architecture":%q,"rootfs":{"type":"layers","diff_ids":[%q]}}`, p.OS, p.Architecture, d)
 	return &image.Image{Ref: ref, Digest: digest.FromString(ref), RawConfig: []byte(c), Layers: []image.Layer{{DiffID: d}}}, nil
+}
+
+func (catalogue) Describe(context.Context, string, map[string]string, remote.Ask) (remote.Metadata, error) {
+	return remote.Metadata{}, errors.New("there is nothing remote")
 }
 
 func (catalogue) ResolveLayout(context.Context, string, digest.Digest, ocispec.Platform) (*image.Image, error) {

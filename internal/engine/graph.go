@@ -58,6 +58,8 @@ type Operation interface{ operation() }
 type Image struct {
 	Ref      string // normalised, with the digest that the front end resolved
 	Platform ocispec.Platform
+	Checksum digest.Digest // the digest that Ref must lead to; empty: any
+	Limit    int           // only so many layers, from the bottom; 0: all
 }
 
 // Layout is the root file system of an image in an OCI layout.
@@ -65,6 +67,7 @@ type Layout struct {
 	Store    string // name of a named context
 	Digest   digest.Digest
 	Platform ocispec.Platform
+	Limit    int // as an Image's
 }
 
 // Local is a build context.

@@ -3,7 +3,6 @@ package engine
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 
@@ -16,42 +15,60 @@ import (
 	"github.com/kiln-build/kiln/internal/tree"
 )
 
-func (r *run) resolve(ctx context.Context, op *Op) (img *image.Image, err error) {
+// resolve gives an image's layers, those that are wanted of it.
+func (r *run) resolve(ctx context.Context, op *Op) ([]image.Layer, error) {
+	var (
+		img   *image.Image
+		err   error
+		limit int
+	)
 	switch do := op.Do.(type) {
 	case *Image:
-		img, err = r.Images.Resolve(ctx, do.Ref, do.Platform)
+		limit = do.Limit
+		if img, err = r.Images.Resolve(ctx, do.Ref, do.Platform); err == nil && do.Checksum != "" && img.Digest != do.Checksum {
+			err = fmt.Errorf("image digest %s for %s does not match expected checksum %s", img.Digest, do.Ref, do.Checksum)
+		}
 	case *Layout:
+		limit = do.Limit
 		img, err = r.Images.ResolveLayout(ctx, do.Store, do.Digest, do.Platform)
 	default:
 		err = fmt.Errorf("%T is not an image", op.Do)
 	}
-	if err == nil {
-		r.know(img.Layers)
+	if err != nil {
+		return nil, err
 	}
-	return img, err
+	ls := img.Layers
+	if limit > len(ls) {
+		return nil, fmt.Errorf("layer limit %d is greater than the number of layers in the image %d", limit, len(ls))
+	}
+	if limit > 0 {
+		ls = ls[:limit:limit]
+	}
+	r.know(ls)
+	return ls, nil
 }
 
 // image computes an image operation: it is wanted because something is to be
 // done with its files, so it is pulled.
 func (r *run) image(ctx context.Context, s *state) (Result, error) {
-	img, err := r.resolve(ctx, s.op)
+	ls, err := r.resolve(ctx, s.op)
 	if err != nil {
 		return Result{}, err
 	}
-	if r.present(img.Layers) || s.stacked() {
+	if r.present(ls) || s.stacked() {
 		s.step.Cached()
-		return Result{Layers: img.Layers}, nil
+		return Result{Layers: ls}, nil
 	}
 	s.step.Start()
-	ls, err := image.UnpackAll(ctx, r.Store, img.Layers, r.Images, func(n int, current int64) {
-		b := img.Layers[n].Blob
+	unpacked, err := image.UnpackAll(ctx, r.Store, ls, r.Images, func(n int, current int64) {
+		b := ls[n].Blob
 		s.step.Transfer(short(b.Digest), current, b.Size)
 	})
 	if err != nil {
 		return Result{}, err
 	}
 	s.step.Done(nil)
-	return Result{Layers: ls}, nil
+	return Result{Layers: unpacked}, nil
 }
 
 // stacked reports whether nobody looks at the operation's files: they are laid over or
@@ -80,32 +97,6 @@ func short(d digest.Digest) string {
 		return d.Algorithm().String() + ":" + s[:12]
 	}
 	return d.String()
-}
-
-// local is a build context without what its ignore file excludes. It is the
-// same tree each time: it remembers which directories are left out.
-func (s *Solver) local(ctx context.Context, l *Local) (tree.Tree, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	key := l.key()
-	if t := s.contexts[key]; t != nil {
-		return t, nil
-	}
-	t, err := s.Contexts.OpenContext(ctx, l.Selection)
-	if err != nil {
-		return nil, err
-	}
-	s.contexts[key] = t
-	return t, nil
-}
-
-// key tells selections apart.
-func (l *Local) key() string {
-	b, err := json.Marshal(l.Selection)
-	if err != nil {
-		panic(err) // strings and lists of strings
-	}
-	return string(b)
 }
 
 // Tree is a result as a tree, good until the Solver is closed; layers that are not in the store are fetched.
@@ -151,6 +142,17 @@ func (s *Solver) reader(ctx context.Context, l image.Layer) (*layer.Reader, erro
 	s.readers[l.DiffID] = rd
 	return rd, nil
 }
+
+// OpError says which operation of a graph failed. Its message is the error's.
+type OpError struct {
+	Op  digest.Digest // as the graph has it
+	Err error
+}
+
+func (e *OpError) Error() string { return e.Err.Error() }
+
+// Unwrap gives the error itself.
+func (e *OpError) Unwrap() error { return e.Err }
 
 // at adds the operation's place in the Dockerfile to an error, unless it has one.
 func at(op *Op, err error) error {

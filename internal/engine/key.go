@@ -20,7 +20,7 @@ const (
 	mergeVersion = 1
 	diffVersion  = 1
 
-	remoteVersion = 1
+	remoteVersion = 2
 )
 
 // keyOf is the key of an operation by its definition: its fields and the keys
@@ -36,6 +36,7 @@ func (r *run) keyOf(ctx context.Context, op *Op) (digest.Digest, error) {
 			// Here, not where the key is wanted: a missing file is the fault of the COPY that names it.
 			s.keyErr = r.failed(ctx, s, s.keyErr)
 		}
+		r.used(s)
 	})
 	return s.key, s.keyErr
 }
@@ -62,15 +63,15 @@ func resultKey(key digest.Digest, index int) digest.Digest {
 }
 
 func (r *run) defineKey(ctx context.Context, op *Op) (digest.Digest, error) {
-	switch do := op.Do.(type) {
+	switch op.Do.(type) {
 	case *Image, *Layout:
-		img, err := r.resolve(ctx, op)
+		ls, err := r.resolve(ctx, op)
 		if err != nil {
 			return "", err
 		}
-		return digestOf(img.Layers), nil
+		return digestOf(ls), nil
 	case *Local:
-		t, err := r.local(ctx, do)
+		t, err := r.local(ctx, r.states[op])
 		if err != nil {
 			return "", err
 		}
@@ -168,7 +169,7 @@ func (r *run) byContent(op *Op, f *File, computed bool) []bool {
 		}
 		if op.Inputs[n].Op == nil {
 			out[n] = false
-		} else if _, local := op.Inputs[n].Op.Do.(*Local); !local && !computed {
+		} else if !isLocal(op.Inputs[n].Op) && !computed {
 			out[n] = false
 		}
 	}
@@ -178,8 +179,8 @@ func (r *run) byContent(op *Op, f *File, computed bool) []bool {
 // copied is the content digest of what action or mount i of op takes from an
 // input. That of a context is computed once.
 func (r *run) copied(ctx context.Context, op *Op, i, input int, a fileop.CopyAction, ins []Result) (digest.Digest, error) {
-	l, local := op.Inputs[input].Op.Do.(*Local)
-	if !local {
+	from := op.Inputs[input].Op
+	if !isLocal(from) {
 		t, err := r.Tree(ctx, ins[input])
 		if err != nil {
 			return "", err
@@ -190,7 +191,7 @@ func (r *run) copied(ctx context.Context, op *Op, i, input int, a fileop.CopyAct
 	if d, ok := s.copied[i]; ok {
 		return d, nil
 	}
-	t, err := r.local(ctx, l)
+	t, err := r.local(ctx, r.states[from])
 	if err != nil {
 		return "", err
 	}

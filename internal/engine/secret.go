@@ -23,7 +23,7 @@ func (r *run) secret(ctx context.Context, id string, optional bool) (value []byt
 	case errors.Is(err, fs.ErrNotExist) && optional:
 		return nil, false, nil
 	case errors.Is(err, fs.ErrNotExist):
-		return nil, false, diag.New(diag.ExitDockerfile, "secret %q: not found", id).
+		return nil, false, diag.New(diag.ExitDockerfile, "secret %s: not found", id).
 			WithHint("the step needs it: give it with --secret id=%s,src=FILE or --secret id=%s,env=VARIABLE", id, id)
 	case err != nil:
 		return nil, false, fmt.Errorf("secret %q: %w", id, err)

@@ -84,9 +84,9 @@ func TestSecretMissing(t *testing.T) {
 		want    string
 		code    int
 	}{
-		"none at all": {mount: []engine.Mount{{Dest: "/s", Secret: &engine.SecretMount{ID: "x"}}}, want: `secret "x": not found`, code: diag.ExitDockerfile},
-		"not this":    {mount: []engine.Mount{{Dest: "/s", Secret: &engine.SecretMount{ID: "x"}}}, secrets: secrets{"y": ""}, want: `secret "x": not found`, code: diag.ExitDockerfile},
-		"environment": {env: []engine.SecretEnv{{Name: "N", ID: "x"}}, want: `secret "x": not found`, code: diag.ExitDockerfile},
+		"none at all": {mount: []engine.Mount{{Dest: "/s", Secret: &engine.SecretMount{ID: "x"}}}, want: `secret x: not found`, code: diag.ExitDockerfile},
+		"not this":    {mount: []engine.Mount{{Dest: "/s", Secret: &engine.SecretMount{ID: "x"}}}, secrets: secrets{"y": ""}, want: `secret x: not found`, code: diag.ExitDockerfile},
+		"environment": {env: []engine.SecretEnv{{Name: "N", ID: "x"}}, want: `secret x: not found`, code: diag.ExitDockerfile},
 		"too large": {
 			env: []engine.SecretEnv{{Name: "N", ID: "x"}}, secrets: secrets{"x": strings.Repeat("x", secret.MaxSize+1)},
 			want: `secret "x" has 512001 bytes`, code: diag.ExitFailure,

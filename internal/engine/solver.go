@@ -76,7 +76,7 @@ type Solver struct {
 	flights *flights
 
 	mu       sync.Mutex
-	contexts map[string]tree.Tree // by selection
+	contexts map[string]*opened // by selection
 	readers  map[digest.Digest]*layer.Reader
 	bound    map[bound]image.Layer         // parts of build contexts that became layers
 	images   map[digest.Digest]image.Layer // layers of the images that were resolved
@@ -93,7 +93,7 @@ func New(c Config) *Solver {
 	c.Remotes.Secrets, c.Remotes.SSH = c.Secrets, c.SSH
 	return &Solver{
 		Config: c, slots: semaphore.NewWeighted(int64(c.Parallel)), flights: newFlights(),
-		contexts: map[string]tree.Tree{}, readers: map[digest.Digest]*layer.Reader{}, bound: map[bound]image.Layer{},
+		contexts: map[string]*opened{}, readers: map[digest.Digest]*layer.Reader{}, bound: map[bound]image.Layer{},
 		images: map[digest.Digest]image.Layer{}, emptied: map[emptied]bool{},
 		sharers: map[cachemount.Key]*sharers{}, patience: time.Minute,
 	}

@@ -3,6 +3,7 @@ package export
 import (
 	"context"
 	"io"
+	"strconv"
 	"time"
 
 	"github.com/kiln-build/kiln/internal/image"
@@ -10,6 +11,27 @@ import (
 	"github.com/kiln-build/kiln/internal/store"
 	"github.com/kiln-build/kiln/internal/tree"
 )
+
+// Epoch is what an output says of SOURCE_DATE_EPOCH.
+type Epoch struct {
+	Own  bool       // what the output says counts, and not the build's
+	Time *time.Time // nil: none
+}
+
+// Of is the epoch that counts, where the build's is build.
+func (e Epoch) Of(build *time.Time) *time.Time {
+	if e.Own {
+		return e.Time
+	}
+	return build
+}
+
+func (e Epoch) seconds() string {
+	if e.Time == nil {
+		return ""
+	}
+	return strconv.FormatInt(e.Time.Unix(), 10)
+}
 
 // Clamp returns t with nothing in it younger than epoch (SOURCE_DATE_EPOCH). A
 // nil epoch changes nothing.

@@ -77,18 +77,19 @@ func (f *fields) level(c layer.Compression) int {
 	return n
 }
 
-func (f *fields) epoch() *time.Time {
+func (f *fields) epoch() (e Epoch) {
 	v := f.text("source-date-epoch")
-	if v == "" {
-		return nil
+	if _, e.Own = f.kv["source-date-epoch"]; v == "" {
+		return e
 	}
 	n, err := strconv.ParseInt(v, 10, 64)
 	if err != nil {
 		f.fail("source-date-epoch=%s is not a number of seconds", v)
-		return nil
+		return e
 	}
 	t := time.Unix(n, 0).UTC()
-	return &t
+	e.Time = &t
+	return e
 }
 
 // annotations reads "annotation[-TYPE][[PLATFORM]].KEY".

@@ -48,8 +48,9 @@ func OpenTree(ctx context.Context, st *store.Store, f image.Fetcher, layers []im
 
 // Push is a push to one repository.
 type Push struct {
-	Refs     []string // in this repository; Tag gives the image all of them
-	ByDigest bool     // Tag gives it none
+	Refs     []string       // in this repository; Tag gives the image all of them
+	ByDigest bool           // Tag gives it none
+	Step     *progress.Step // that Tag is a part of; nil: each name is a step of its own
 
 	reg     *registry.Client
 	store   *store.Store
@@ -133,23 +134,32 @@ func (p *Push) Manifests(ctx context.Context, built []*image.Image, indexed bool
 // the last thing of a build.
 func (p *Push) Tag(ctx context.Context, d ocispec.Descriptor, raw []byte) ([]string, error) {
 	if p.ByDigest {
-		ref := p.repo + "@" + d.Digest.String()
-		step := p.rec.Step("pushing "+ref, "")
-		step.Start()
-		_, err := p.pusher.Manifest(ctx, d.MediaType, raw)
-		step.Done(err)
-		return []string{ref}, err
+		err := p.shown(p.repo, d.Digest, func() error {
+			_, err := p.pusher.Manifest(ctx, d.MediaType, raw)
+			return err
+		})
+		return []string{p.repo + "@" + d.Digest.String()}, err
 	}
 	for _, ref := range p.Refs {
-		step := p.rec.Step("pushing "+ref, "")
-		step.Start()
-		err := p.tag(ctx, ref, d, raw)
-		step.Done(err)
-		if err != nil {
+		if err := p.shown(ref, d.Digest, func() error { return p.tag(ctx, ref, d, raw) }); err != nil {
 			return nil, err
 		}
 	}
 	return p.Refs, nil
+}
+
+// shown shows how a manifest is pushed, in BuildKit's words.
+func (p *Push) shown(name string, d digest.Digest, push func() error) error {
+	text := "pushing manifest for " + name + "@" + d.String()
+	if p.Step != nil {
+		defer p.Step.Part(text)()
+		return push()
+	}
+	step := p.rec.Step(text, "")
+	step.Start()
+	err := push()
+	step.Done(err)
+	return err
 }
 
 func (p *Push) tag(ctx context.Context, ref string, d ocispec.Descriptor, raw []byte) error {

@@ -57,7 +57,7 @@ func MergePlatforms(ts []PlatformTree) (tree.Tree, error) {
 				return nil
 			}
 			if other, ok := of[p]; ok {
-				return diag.New(diag.ExitUsage, "cannot overwrite %s from %s with %s", p, other, name).
+				return diag.New(diag.ExitUsage, "cannot overwrite %s from %s with %s when split option is disabled", p, other, name).
 					WithHint("Leave platform-split=false out: each platform then has a directory of its own.")
 			}
 			of[p] = name

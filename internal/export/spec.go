@@ -8,7 +8,6 @@ import (
 	"maps"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/kiln-build/kiln/internal/diag"
 	"github.com/kiln-build/kiln/internal/layer"
@@ -51,8 +50,7 @@ type Spec struct {
 	// Split says whether files go to a directory for each platform; nil: if there are
 	// several. Tar and Local only.
 	Split *bool
-	// Epoch goes before the build's SOURCE_DATE_EPOCH; nil: that counts.
-	Epoch *time.Time
+	Epoch Epoch
 
 	ImageOptions // of types that are an image
 }
@@ -266,8 +264,8 @@ func (s Spec) String() string {
 	if s.Split != nil {
 		set("platform-split", true, *s.Split)
 	}
-	if s.Epoch != nil {
-		add("source-date-epoch", fmt.Sprint(s.Epoch.Unix()))
+	if s.Epoch.Own {
+		values = append(values, "source-date-epoch="+s.Epoch.seconds())
 	}
 	add("compression", string(s.Compression))
 	if s.Level != 0 {

@@ -21,7 +21,8 @@ func TestParseSpec(t *testing.T) {
 		"type=local,dest=out,mode=copy,platform-split=1,attestation-prefix=x": {Type: Local, Dest: "out", Split: &yes},
 		"type=tar,dest=-":                          {Type: Tar, Dest: "-"},
 		"type=tar,dest=x,platform-split=false":     {Type: Tar, Dest: "x", Split: &no},
-		"type=tar,dest=x,source-date-epoch=7":      {Type: Tar, Dest: "x", Epoch: &epoch},
+		"type=tar,dest=x,source-date-epoch=7":      {Type: Tar, Dest: "x", Epoch: Epoch{Own: true, Time: &epoch}},
+		"type=tar,dest=x,source-date-epoch=":       {Type: Tar, Dest: "x", Epoch: Epoch{Own: true}},
 		"type=cacheonly":                           {Type: CacheOnly},
 		"Type=image":                               {Type: Image},
 		"type=image,push=true":                     {Type: Image, Push: true},
@@ -127,7 +128,7 @@ func TestSpecGoesTo(t *testing.T) {
 }
 
 func FuzzParseSpec(f *testing.F) {
-	for _, s := range []string{"out", "-", "type=image,name=a,push=true", `type=oci,"dest=a,b"`, "type=image,annotation-index.a=b,compression=zstd,source-date-epoch=1"} {
+	for _, s := range []string{"out", "-", "type=image,name=a,push=true", `type=oci,"dest=a,b"`, "type=image,annotation-index.a=b,compression=zstd,source-date-epoch=1", "type=tar,dest=x,source-date-epoch="} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, in string) {

@@ -44,8 +44,8 @@ type Answer struct {
 }
 
 // Ask asks the front end instead of planning a build.
-func Ask(ctx context.Context, in Input, q Question, images Images, rec *progress.Recorder) (*Answer, error) {
-	c := newClient(in, images, rec)
+func Ask(ctx context.Context, in Input, q Question, sources Sources, rec *progress.Recorder) (*Answer, error) {
+	c := newClient(in, sources, rec)
 	c.opts["requestid"] = "frontend." + string(q)
 	defer func() { c.step.Done(nil) }()
 	res, err := builder.Build(ctx, c)

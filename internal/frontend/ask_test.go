@@ -17,6 +17,7 @@ import (
 	"github.com/kiln-build/kiln/internal/diag"
 	"github.com/kiln-build/kiln/internal/image"
 	"github.com/kiln-build/kiln/internal/source"
+	"github.com/kiln-build/kiln/internal/source/remote"
 	"github.com/kiln-build/kiln/internal/tree/memtree"
 )
 
@@ -46,6 +47,10 @@ type catalogue struct{}
 func (catalogue) Resolve(_ context.Context, ref string, p ocispec.Platform) (*image.Image, error) {
 	c := fmt.Sprintf(`{"os":%q,"architecture":%q,"config":{},"rootfs":{"type":"layers"}}`, p.OS, p.Architecture)
 	return &image.Image{Ref: ref, Digest: digest.FromString(ref), RawConfig: []byte(c)}, nil
+}
+
+func (catalogue) Describe(context.Context, string, map[string]string, remote.Ask) (remote.Metadata, error) {
+	return remote.Metadata{}, errors.New("there is nothing remote")
 }
 
 func (catalogue) ResolveLayout(context.Context, string, digest.Digest, ocispec.Platform) (*image.Image, error) {

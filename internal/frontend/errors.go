@@ -52,6 +52,16 @@ func explain(err error, filename string) error {
 	return e
 }
 
+// Verbatim is a message with what the front end said as it said it, if err comes from there: with the line. It is
+// for those who look for the words of BuildKit's.
+func Verbatim(err error, message string) string {
+	var s *said
+	if errors.As(err, &s) {
+		return strings.Replace(message, s.text, s.error.Error(), 1)
+	}
+	return message
+}
+
 // withoutLine is a message without the line that it begins with: once is enough.
 func withoutLine(message string, at *diag.Location) string {
 	return strings.TrimPrefix(message, fmt.Sprintf("dockerfile parse error on line %d: ", at.Line))

@@ -34,6 +34,7 @@ import (
 	"github.com/kiln-build/kiln/internal/image"
 	"github.com/kiln-build/kiln/internal/progress"
 	"github.com/kiln-build/kiln/internal/source"
+	"github.com/kiln-build/kiln/internal/source/remote"
 	"github.com/kiln-build/kiln/internal/tree"
 )
 
@@ -83,11 +84,13 @@ type Input struct {
 	NoIgnoreFile bool
 }
 
-// Images resolves references to images; nothing is pulled but their metadata.
-type Images interface {
+// Sources resolves what a build starts from; nothing is fetched but what is asked for.
+type Sources interface {
 	Resolve(ctx context.Context, ref string, p ocispec.Platform) (*image.Image, error)
 	// ResolveLayout resolves an image of the OCI layout that a named context calls store.
 	ResolveLayout(ctx context.Context, store string, d digest.Digest, p ocispec.Platform) (*image.Image, error)
+	// Describe resolves a file of an http server or a git repository, by the name and the attributes that it has in a graph.
+	Describe(ctx context.Context, id string, attrs map[string]string, ask remote.Ask) (remote.Metadata, error)
 }
 
 // Definition is a graph of operations, to be decoded by engine/llb.
@@ -145,8 +148,8 @@ func (r *Result) Each(f func(*Definition) error) error {
 }
 
 // Solve runs the front end. Errors that have to do with a line of the Dockerfile are *diag.Error.
-func Solve(ctx context.Context, in Input, images Images, rec *progress.Recorder) (_ *Result, err error) {
-	c := newClient(in, images, rec)
+func Solve(ctx context.Context, in Input, sources Sources, rec *progress.Recorder) (_ *Result, err error) {
+	c := newClient(in, sources, rec)
 	defer func() { c.step.Done(err) }()
 	res, err := builder.Build(ctx, c)
 	if err != nil {
@@ -159,8 +162,8 @@ func Solve(ctx context.Context, in Input, images Images, rec *progress.Recorder)
 }
 
 // Load is Solve for who wants a plan.
-func Load(ctx context.Context, in Input, images Images, rec *progress.Recorder) (*Plan, error) {
-	res, err := Solve(ctx, in, images, rec)
+func Load(ctx context.Context, in Input, sources Sources, rec *progress.Recorder) (*Plan, error) {
+	res, err := Solve(ctx, in, sources, rec)
 	if err != nil {
 		return nil, err
 	}

@@ -23,7 +23,6 @@ import (
 	fstypes "github.com/tonistiigi/fsutil/types"
 
 	"github.com/kiln-build/kiln/internal/diag"
-	"github.com/kiln-build/kiln/internal/image"
 	"github.com/kiln-build/kiln/internal/progress"
 	"github.com/kiln-build/kiln/internal/source"
 	"github.com/kiln-build/kiln/internal/tree"
@@ -31,20 +30,20 @@ import (
 
 // client is the gateway that the front end talks to.
 type client struct {
-	in     Input
-	images Images
-	rec    *progress.Recorder
-	step   *progress.Step // reading the Dockerfile
-	opts   map[string]string
+	in      Input
+	sources Sources
+	rec     *progress.Recorder
+	step    *progress.Step // reading the Dockerfile
+	opts    map[string]string
 }
 
 var _ gateway.Client = (*client)(nil)
 
 // newClient begins the step that reading a Dockerfile is; the caller ends it.
-func newClient(in Input, images Images, rec *progress.Recorder) *client {
+func newClient(in Input, sources Sources, rec *progress.Recorder) *client {
 	step := rec.Step("[internal] load build definition from "+cmp.Or(in.Filename, in.Attrs["filename"], "Dockerfile"), "")
 	step.Start()
-	return &client{in: in, images: images, rec: rec, step: step, opts: attributes(in)}
+	return &client{in: in, sources: sources, rec: rec, step: step, opts: attributes(in)}
 }
 
 // with is the client with further options.
@@ -115,46 +114,7 @@ func (c *client) ResolveSourceMetadata(ctx context.Context, op *pb.SourceOp, opt
 	if name, ok := strings.CutPrefix(op.Identifier, "local://"); ok {
 		return c.localMetadata(op, name), nil
 	}
-	return ResolveSource(ctx, c.images, c.rec, op, opt)
-}
-
-// ResolveSource finds out what a source is, without fetching it.
-func ResolveSource(ctx context.Context, images Images, rec *progress.Recorder, op *pb.SourceOp, opt sourceresolver.Opt) (*sourceresolver.MetaResponse, error) {
-	kind, ref, _ := strings.Cut(op.Identifier, "://")
-	var (
-		img *image.Image
-		err error
-	)
-	step := rec.Step("[internal] load metadata for "+ref, "")
-	step.Start()
-	defer func() { step.Done(err) }()
-	switch kind {
-	case "docker-image":
-		p := platforms.DefaultSpec()
-		if opt.ImageOpt != nil && opt.ImageOpt.Platform != nil {
-			p = *opt.ImageOpt.Platform
-		}
-		img, err = images.Resolve(ctx, ref, p)
-	case "oci-layout":
-		p := platforms.DefaultSpec()
-		if opt.OCILayoutOpt != nil && opt.OCILayoutOpt.Platform != nil {
-			p = *opt.OCILayoutOpt.Platform
-		}
-		var d digest.Digest
-		if _, s, ok := strings.Cut(ref, "@"); ok {
-			d = digest.Digest(s)
-		}
-		img, err = images.ResolveLayout(ctx, op.Attrs[pb.AttrOCILayoutStoreID], d, p)
-	default:
-		err = fmt.Errorf("sources of kind %q are not supported", kind)
-	}
-	if err != nil {
-		return nil, err
-	}
-	return &sourceresolver.MetaResponse{
-		Op:    op,
-		Image: &sourceresolver.ResolveImageResponse{Digest: img.Digest, Config: img.RawConfig},
-	}, nil
+	return ResolveSource(ctx, c.sources, c.rec, op, opt)
 }
 
 // localMetadata is what is known of a local context. The front end asks for its time,

@@ -202,6 +202,19 @@ func history(st *store.Store) (map[string]*past, error) {
 	return known, err
 }
 
+// LimitOf is what BuildKit's clients let a store be, in bytes. A space that is reserved and nothing else is all that
+// is left.
+func LimitOf(maxUsed, reserved, minFree int64) (store.Limit, error) {
+	if min(maxUsed, reserved, minFree) < 0 {
+		return store.Limit{}, diag.New(diag.ExitUsage, "what is kept cannot be negative")
+	}
+	l := store.Limit{MaxUsed: maxUsed, MinFree: minFree, Reserved: reserved}
+	if maxUsed == 0 && minFree == 0 {
+		l.MaxUsed = reserved
+	}
+	return l, nil
+}
+
 // Options say what Prune removes.
 type Options struct {
 	Filter []string // as List's: only what fits

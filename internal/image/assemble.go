@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"reflect"
+	"strconv"
 	"strings"
 	"time"
 
@@ -35,6 +36,8 @@ type AssembleOptions struct {
 	Layers []NewLayer
 	// Epoch is SOURCE_DATE_EPOCH: nothing new is younger than that.
 	Epoch *time.Time
+	// Rewritten says that the new layers have no files younger than Epoch either, which is noted on each.
+	Rewritten bool
 	// Annotations go into the manifest.
 	Annotations map[string]string
 	// DockerTypes asks for docker's media types instead of OCI's.
@@ -42,6 +45,9 @@ type AssembleOptions struct {
 	// Extra are further fields of the config.
 	Extra map[string]json.RawMessage
 }
+
+// annotationRewritten is on layers whose files' times were made to be no later than its value, a Unix time.
+const annotationRewritten = "buildkit/rewritten-timestamp"
 
 // Assemble makes the config and manifest of an image, byte by byte as BuildKit's
 // exporter does. The same options give the same bytes: it asks no clock.
@@ -76,7 +82,15 @@ func Assemble(opt AssembleOptions) (*Image, error) {
 		m.MediaType, m.Config.MediaType = MediaTypeDockerManifest, MediaTypeDockerConfig
 	}
 	for _, l := range opt.Layers {
-		m.Layers = append(m.Layers, manifestLayer(l.Blob, opt.DockerTypes))
+		d := manifestLayer(l.Blob, opt.DockerTypes)
+		if opt.Rewritten && opt.Epoch != nil && !opt.DockerTypes && l.Built() {
+			d.Annotations = maps.Clone(d.Annotations)
+			if d.Annotations == nil {
+				d.Annotations = map[string]string{}
+			}
+			d.Annotations[annotationRewritten] = strconv.FormatInt(opt.Epoch.Unix(), 10)
+		}
+		m.Layers = append(m.Layers, d)
 	}
 	raw, err := json.MarshalIndent(m, "", "  ")
 	if err != nil {

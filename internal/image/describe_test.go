@@ -81,6 +81,31 @@ func TestAssemble(t *testing.T) {
 	}
 }
 
+func TestAssembleRewritten(t *testing.T) {
+	config := []byte(`{"os":"linux","architecture":"amd64"}`)
+	ls := assembleLayers(2)
+	ls[0].Layer.Created, ls[1].Layer.Created = time.Time{}, time.Unix(500, 0)
+	for name, c := range map[string]struct {
+		opt  AssembleOptions
+		want string
+	}{
+		"rewritten":      {AssembleOptions{Epoch: epoch(100), Rewritten: true}, "100"},
+		"times kept":     {AssembleOptions{Epoch: epoch(100)}, ""},
+		"no epoch":       {AssembleOptions{Rewritten: true}, ""},
+		"docker's types": {AssembleOptions{Epoch: epoch(100), Rewritten: true, DockerTypes: true}, ""},
+	} {
+		c.opt.Config, c.opt.Layers = config, ls
+		img := must(Assemble(c.opt))(t)
+		var m ocispec.Manifest
+		if err := json.Unmarshal(img.RawManifest, &m); err != nil {
+			t.Fatal(err)
+		}
+		if base, own := m.Layers[0].Annotations[annotationRewritten], m.Layers[1].Annotations[annotationRewritten]; base != "" || own != c.want {
+			t.Errorf("%s: the base image's layer has %q, the new one %q, not %q", name, base, own, c.want)
+		}
+	}
+}
+
 func TestAssembleEpoch(t *testing.T) {
 	base := `{"architecture":"amd64","os":"linux","rootfs":{"type":"layers","diff_ids":[]},"history":[{"created":"2020-01-01T00:00:00Z","created_by":"base"}]}`
 	config := `{"architecture":"amd64","os":"linux","created":"2021-05-05T00:00:00.123Z","history":[{"created":"2020-01-01T00:00:00Z","created_by":"base"},{"created":"2021-01-01T00:00:00Z","created_by":"new"},{"created_by":"old"}]}`

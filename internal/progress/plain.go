@@ -349,14 +349,22 @@ func (s *plainStep) transfer(e Event) {
 		s.endTransfer(t)
 	case e.Time.Sub(t.shown) >= plainThin:
 		t.shown = e.Time
-		s.line("", fmt.Sprintf("%s %s %s", Clean(t.item), amount(t.current, t.total), seconds(e.Time.Sub(t.began))))
+		s.line("", t.text()+" "+seconds(e.Time.Sub(t.began)))
 	}
+}
+
+// text is what is moved, and how much of it.
+func (t *transfer) text() string {
+	if n := amount(t.current, t.total); n != "" {
+		return Clean(t.item) + " " + n
+	}
+	return Clean(t.item)
 }
 
 func (s *plainStep) endTransfer(t *transfer) {
 	t.ended = true
 	d := t.last.Sub(t.began)
-	text := fmt.Sprintf("%s %s %s done", Clean(t.item), amount(t.current, t.total), seconds(d))
+	text := t.text() + " " + seconds(d) + " done"
 	if v := speed(t.current, d); v != "" {
 		text += ", " + v
 	}

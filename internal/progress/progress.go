@@ -189,6 +189,12 @@ func (s *Step) Transfer(item string, current, total int64) {
 	s.send(Event{Kind: StepTransfer, Item: item, Current: current, Total: total})
 }
 
+// Part reports something that the step does, from now until done is called.
+func (s *Step) Part(name string) (done func()) {
+	s.Transfer(name, 0, 0)
+	return func() { s.Transfer(name, 0, 0) }
+}
+
 // Warn reports what was found out about the step, or about what it read.
 func (s *Step) Warn(f Finding) { s.send(Event{Kind: Warning, Finding: f}) }
 

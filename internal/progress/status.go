@@ -139,8 +139,11 @@ func (s *translated) transfer(e Event) *VertexStatus {
 		if v == nil {
 			s.order = append(s.order, e.Item)
 		}
-		v = &VertexStatus{ID: e.Item, Vertex: s.vertex.Digest, Name: "transferring", Started: &at}
+		v = &VertexStatus{ID: e.Item, Vertex: s.vertex.Digest, Started: &at}
 		s.items[e.Item] = v
+	}
+	if e.Current > 0 || e.Total > 0 {
+		v.Name = "transferring"
 	}
 	v.Current, v.Total, v.Timestamp = e.Current, e.Total, at
 	if e.Total > 0 && e.Current >= e.Total {

@@ -82,10 +82,13 @@ func size(n int64) string { return units.HumanSizeWithPrecision(float64(max(n, 0
 
 // amount shows how much of something has been moved.
 func amount(current, total int64) string {
-	if total > 0 {
+	switch {
+	case total > 0:
 		return size(current) + " / " + size(total)
+	case current > 0:
+		return size(current)
 	}
-	return size(current)
+	return "" // something that is done, and nothing that is moved
 }
 
 // speed shows bytes per second; empty if too little time has passed to tell.

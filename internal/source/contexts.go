@@ -18,6 +18,8 @@ type Selection struct {
 	// Follow are the paths, perhaps with wildcards, that alone are used: those who
 	// have to fetch a context need to fetch no more. Nil: all of it.
 	Follow []string
+	// Progress is told how many bytes have come of a context that has to be fetched; nil: nobody wants to know.
+	Progress func(bytes int64) `json:"-"`
 	// SharedKey is equal for contexts that are likely to have much in common; may be empty.
 	SharedKey string
 }

@@ -206,7 +206,7 @@ func TestStepSecretsOfFailingStep(t *testing.T) {
 	// Not passed at all: it says how.
 	_, out, code = bed.TryBuild(t, files{"Dockerfile": "ARG REGISTRY\nFROM ${REGISTRY}/library/busybox:latest\n" +
 		"RUN --mount=type=secret,id=other,required true\n"}.write(t, filepath.Join(bed.Dir, "context2")), "missing-secret", args...)
-	if code != diag.ExitDockerfile || !strings.Contains(out, `secret "other": not found`) || !strings.Contains(out, "--secret id=other,src=FILE") || !strings.Contains(out, "Dockerfile:3") {
+	if code != diag.ExitDockerfile || !strings.Contains(out, `secret other: not found`) || !strings.Contains(out, "--secret id=other,src=FILE") || !strings.Contains(out, "Dockerfile:3") {
 		t.Errorf("exit code %d\n%s", code, out)
 	}
 	noSecretBelow(t, c, bed.Store(), filepath.Join(bed.Dir, "registry"))

@@ -9,6 +9,7 @@ import (
 	"unicode"
 
 	"github.com/moby/buildkit/session/filesync"
+	"github.com/tonistiigi/fsutil/types"
 	"google.golang.org/grpc/metadata"
 
 	"github.com/kiln-build/kiln/internal/layer"
@@ -48,7 +49,7 @@ func (p *Peer) openContext(ctx context.Context, s source.Selection) (*files, err
 		cancel(nil)
 		return nil, err
 	}
-	f, err := receive(stream, p.scratch, layer.DefaultLimits(), cancel)
+	f, err := receive(counting(stream, s.Progress), p.scratch, layer.DefaultLimits(), cancel)
 	if !stop() && err == nil { // ctx has ended the stream
 		err = context.Cause(ctx)
 	}
@@ -56,6 +57,31 @@ func (p *Peer) openContext(ctx context.Context, s source.Selection) (*files, err
 		return nil, errors.Join(err, f.close())
 	}
 	return f, nil
+}
+
+// counted is a stream of packets that tells how many bytes have come.
+type counted struct {
+	packets
+	n        int64
+	progress func(int64)
+}
+
+// counting is stream, whose packets one at a time receives, told to progress (may be nil).
+func counting(stream packets, progress func(int64)) packets {
+	if progress == nil {
+		return stream
+	}
+	return &counted{packets: stream, progress: progress}
+}
+
+// Recv implements packets.
+func (c *counted) Recv() (*types.Packet, error) {
+	p, err := c.packets.Recv()
+	if err == nil {
+		c.n += int64(p.SizeVT())
+		c.progress(c.n)
+	}
+	return p, err
 }
 
 // selection says in headers what is wanted, as the client reads them.

@@ -62,29 +62,37 @@ func parseDaemonFlags(s string) (daemonFlags, error) {
 	return f, nil
 }
 
-// env is what a build in this process works with: as a server that were started for it would.
-func (s *server) env(req *build.Request, certs map[string]registry.Certs) (build.Env, error) {
-	f, err := daemonFlags{}, error(nil)
+// config is what a server that were started for a command would be told, and where its store is; empty: where
+// Kiln's is.
+func (s *server) config() (c *buildkitd.Config, root string, err error) {
+	var f daemonFlags
 	if s.daemonless {
-		f, err = parseDaemonFlags(s.Getenv("BUILDKITD_FLAGS"))
-	}
-	if err != nil {
-		return build.Env{}, err
+		if f, err = parseDaemonFlags(s.Getenv("BUILDKITD_FLAGS")); err != nil {
+			return nil, "", err
+		}
 	}
 	asked := f.Config != ""
 	if !asked {
 		f.Config = buildkitd.DefaultConfig(os.Geteuid(), s.Getenv)
 	}
-	c, _, err := buildkitd.ReadConfig(f.Config, asked)
-	if err != nil {
-		return build.Env{}, err
+	if c, _, err = buildkitd.ReadConfig(f.Config, asked); err != nil {
+		return nil, "", err
 	}
 	if asked {
 		f.Root = cmp.Or(f.Root, c.Root)
 	}
+	return c, console.BelowRoot(f.Root), nil
+}
+
+// env is what a build in this process works with: as a server that were started for it would.
+func (s *server) env(req *build.Request, certs map[string]registry.Certs) (build.Env, error) {
+	c, root, err := s.config()
+	if err != nil {
+		return build.Env{}, err
+	}
 	o := registry.Options{Insecure: req.InsecureHosts(), Certs: certs}
 	c.Registries(&o)
-	env, err := s.EnvWith(console.BelowRoot(f.Root), "", o)
+	env, err := s.EnvWith(root, "", o)
 	env.Parallel = c.Worker.OCI.Parallelism
 	return env, err
 }

@@ -66,7 +66,7 @@ func newDiskUsage(s *server) *cobra.Command {
 		verbose bool
 		format  string
 	)
-	cmd := &cobra.Command{Use: "du", Short: "Show what a server keeps", Args: cobra.NoArgs}
+	cmd := &cobra.Command{Use: "du", Short: "Show what builds have left in the server, or in the store here", Args: cobra.NoArgs}
 	fl := cmd.Flags()
 	fl.StringArrayVarP(&filters, "filter", "f", nil, "what is shown, in containerd's language for filters")
 	fl.BoolVarP(&verbose, "verbose", "v", false, "show all that is known")
@@ -76,7 +76,7 @@ func newDiskUsage(s *server) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		c, err := s.need(cmd.Context(), cmd, "For the local store there is 'kiln info'.")
+		c, err := s.keeper(cmd.Context())
 		if err != nil {
 			return err
 		}
@@ -162,7 +162,7 @@ func newPrune(s *server) *cobra.Command {
 		verbose            bool
 		format             string
 	)
-	cmd := &cobra.Command{Use: "prune", Short: "Have a server remove what it need not keep", Args: cobra.NoArgs}
+	cmd := &cobra.Command{Use: "prune", Short: "Remove what the server, or the store here, need not keep", Args: cobra.NoArgs}
 	fl := cmd.Flags()
 	fl.SortFlags = false
 	fl.DurationVar(&o.KeepDuration, "keep-duration", 0, "keep what was used within this time")
@@ -178,7 +178,7 @@ func newPrune(s *server) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		c, err := s.need(cmd.Context(), cmd, "For the local store there is 'kiln prune'.")
+		c, err := s.keeper(cmd.Context())
 		if err != nil {
 			return err
 		}

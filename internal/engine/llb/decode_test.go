@@ -8,6 +8,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 
@@ -16,10 +17,12 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/kiln-build/kiln/internal/diag"
+	"github.com/kiln-build/kiln/internal/engine"
 	"github.com/kiln-build/kiln/internal/engine/llb"
 	"github.com/kiln-build/kiln/internal/frontend"
 	"github.com/kiln-build/kiln/internal/image"
 	"github.com/kiln-build/kiln/internal/source"
+	"github.com/kiln-build/kiln/internal/source/remote"
 	"github.com/kiln-build/kiln/internal/tree/memtree"
 )
 
@@ -39,6 +42,10 @@ func (catalogue) Resolve(_ context.Context, ref string, p ocispec.Platform) (*im
 	c := fmt.Sprintf(`{"os":%q,"architecture":%q,"config":{"Env":["PATH=/bin"]%s},"rootfs":{"type":"layers","diff_ids":[%q]}}`,
 		p.OS, p.Architecture, onbuild, digest.FromString("layer"))
 	return &image.Image{Ref: ref, Digest: digest.FromString(ref), RawConfig: []byte(c)}, nil
+}
+
+func (catalogue) Describe(context.Context, string, map[string]string, remote.Ask) (remote.Metadata, error) {
+	return remote.Metadata{}, errors.New("there is nothing remote")
 }
 
 func (catalogue) ResolveLayout(context.Context, string, digest.Digest, ocispec.Platform) (*image.Image, error) {
@@ -237,7 +244,11 @@ func TestHostileGraphs(t *testing.T) {
 		"patterns that are no JSON":  {{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "local://y", Attrs: map[string]string{pb.AttrExcludePatterns: "x"}}}}},
 		"an image's checksum":        {{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "docker-image://y", Attrs: map[string]string{pb.AttrImageChecksum: "x"}}}}},
 		"files without content":      {{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "local://y", Attrs: map[string]string{pb.AttrMetadataTransfer: "true"}}}}},
-		"a limit on layers":          {{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "docker-image://y", Attrs: map[string]string{pb.AttrImageLayerLimit: "1"}}}}},
+		"a limit of no layers":       {{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "docker-image://y", Attrs: map[string]string{pb.AttrImageLayerLimit: "0"}}}}},
+		"a limit that is no number":  {{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "docker-image://y", Attrs: map[string]string{pb.AttrImageLayerLimit: ""}}}}},
+		"a limit in a layout": {{Op: &pb.Op_Source{Source: &pb.SourceOp{
+			Identifier: "oci-layout://y@" + in[0].Digest, Attrs: map[string]string{pb.AttrOCILayoutLayerLimit: "-1"},
+		}}}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if g, err := llb.Decode(definition(t, ops...)); err == nil {
@@ -258,6 +269,35 @@ func TestHostileGraphs(t *testing.T) {
 	for _, def := range []*pb.Definition{nil, {}} {
 		if g, err := llb.Decode(def); err != nil || g.Target.Op != nil {
 			t.Errorf("an empty definition: %v %v", g, err)
+		}
+	}
+}
+
+func TestImageAttributes(t *testing.T) {
+	sum := digest.FromString("x")
+	for _, c := range []struct {
+		op   *pb.SourceOp
+		want engine.Operation
+	}{
+		{&pb.SourceOp{Identifier: "docker-image://y", Attrs: map[string]string{pb.AttrImageChecksum: sum.String(), pb.AttrImageLayerLimit: "2"}}, &engine.Image{Ref: "y", Checksum: sum, Limit: 2}},
+		{
+			&pb.SourceOp{Identifier: "oci-layout://y@" + sum.String(), Attrs: map[string]string{pb.AttrOCILayoutStoreID: "s", pb.AttrOCILayoutLayerLimit: "3"}},
+			&engine.Layout{Store: "s", Digest: sum, Limit: 3},
+		},
+	} {
+		g, err := llb.Decode(definition(t, &pb.Op{Op: &pb.Op_Source{Source: c.op}}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := g.Target.Op.Do
+		switch do := got.(type) {
+		case *engine.Image:
+			do.Platform = ocispec.Platform{}
+		case *engine.Layout:
+			do.Platform = ocispec.Platform{}
+		}
+		if !reflect.DeepEqual(got, c.want) {
+			t.Errorf("got %+v instead of %+v", got, c.want)
 		}
 	}
 }

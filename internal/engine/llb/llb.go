@@ -239,34 +239,24 @@ func sourceOp(s *pb.SourceOp, p ocispec.Platform, op *engine.Op) (engine.Operati
 	if !ok {
 		return nil, fmt.Errorf("source %q has no kind", s.Identifier)
 	}
-	for a, what := range map[string]string{
-		pb.AttrImageLayerLimit: "a limit on its layers is", pb.AttrOCILayoutLayerLimit: "a limit on its layers is",
-		pb.AttrImageChecksum:    "a checksum beside its name is", // which has the digest then
-		pb.AttrMetadataTransfer: "files without their content are",
-	} {
-		if s.Attrs[a] != "" {
-			return nil, fmt.Errorf("source %q: %s not supported", s.Identifier, what)
-		}
+	if s.Attrs[pb.AttrMetadataTransfer] != "" {
+		return nil, fmt.Errorf("source %q: files without their content are not supported", s.Identifier)
 	}
 	switch kind {
 	case "docker-image":
 		name(op, "FROM "+rest)
-		return &engine.Image{Ref: rest, Platform: p}, nil
+		return imageSource(rest, s.Attrs, p)
 	case "oci-layout":
 		name(op, "FROM "+rest)
-		_, dg, _ := strings.Cut(rest, "@")
-		if err := digest.Digest(dg).Validate(); err != nil {
-			return nil, fmt.Errorf("source %q: %w", s.Identifier, err)
-		}
-		return &engine.Layout{Store: s.Attrs[pb.AttrOCILayoutStoreID], Digest: digest.Digest(dg), Platform: p}, nil
+		return layoutSource(rest, s.Attrs, p)
 	case "local":
 		name(op, "[internal] load build context")
 		sel, err := source.LocalSelection(rest, s.Attrs)
 		return &engine.Local{Selection: sel}, err
-	case "http", "https":
-		return httpSource(s, op)
-	case "git":
-		return gitSource(rest, s.Attrs, op)
 	}
-	return nil, fmt.Errorf("source of kind %q is not supported", kind)
+	r, err := RemoteSource(s.Identifier, s.Attrs)
+	if err != nil {
+		return nil, err
+	}
+	return remoteOp(op, r), nil
 }

@@ -16,16 +16,28 @@ import (
 	"github.com/kiln-build/kiln/internal/tree"
 )
 
-// httpSource decodes a source that is a file of an http server. Every attribute
+// RemoteSource decodes a source that has to be fetched, by its name and attributes. Every attribute
 // counts: one that is not known might be a check of what is fetched.
-func httpSource(s *pb.SourceOp, op *engine.Op) (engine.Operation, error) {
-	h := &remote.HTTP{URL: s.Identifier}
-	for k, v := range s.Attrs {
+func RemoteSource(id string, attrs map[string]string) (remote.Source, error) {
+	kind, rest, _ := strings.Cut(id, "://")
+	switch kind {
+	case "http", "https":
+		return httpSource(id, attrs)
+	case "git":
+		return gitSource(rest, attrs)
+	}
+	return nil, fmt.Errorf("source of kind %q is not supported", kind)
+}
+
+// httpSource decodes a source that is a file of an http server.
+func httpSource(id string, attrs map[string]string) (*remote.HTTP, error) {
+	h := &remote.HTTP{URL: id}
+	for k, v := range attrs {
 		if err := httpAttr(h, k, v); err != nil {
-			return nil, fmt.Errorf("source %s: %w", http.Redact(s.Identifier), err)
+			return nil, fmt.Errorf("source %s: %w", http.Redact(id), err)
 		}
 	}
-	return remoteOp(op, h), nil
+	return h, nil
 }
 
 // stepName is the name of a Dockerfile's step.
@@ -86,7 +98,7 @@ func httpAttr(h *remote.HTTP, k, v string) error {
 }
 
 // gitSource decodes a source that is a commit: id is HOST/PATH#REF:SUBDIR.
-func gitSource(id string, attrs map[string]string, op *engine.Op) (engine.Operation, error) {
+func gitSource(id string, attrs map[string]string) (*remote.Git, error) {
 	url, fragment, _ := strings.Cut(id, "#")
 	url = "https://" + url
 	if v := attrs[pb.AttrFullRemoteURL]; v != "" {
@@ -108,7 +120,7 @@ func gitSource(id string, attrs map[string]string, op *engine.Op) (engine.Operat
 	if err := g.Ref.Validate(); err != nil {
 		return nil, fmt.Errorf("source %s: %w", ref, err)
 	}
-	return remoteOp(op, g), nil
+	return g, nil
 }
 
 func gitAttr(g *remote.Git, k, v string) error {

@@ -42,6 +42,8 @@ type Options struct {
 	// KeepGitDir leaves a .git directory in the context, if that is the
 	// repository's root.
 	KeepGitDir bool
+	// Found is what Resolve gave for the same ref; nil: the server is asked.
+	Found *Found
 	// StatCache is a directory for local.WithStatCache; empty: none.
 	StatCache string
 	// MaxFiles and MaxBytes bound what is checked out, submodules aside.
@@ -55,26 +57,48 @@ const (
 	defaultMaxBytes = 128 << 30
 )
 
-// Resolve asks the server which commit, or annotated tag if it does not say the commit, ref leads to
-// now, by its hash. The server is not asked what it need not say.
-func Resolve(ctx context.Context, ref *Ref, o Options) (hash string, err error) {
+// Resolve asks the server what ref leads to now. The server is not asked what it need not say.
+func Resolve(ctx context.Context, ref *Ref, o Options) (found Found, err error) {
+	err = inScratch(ctx, ref, o, func(f *fetcher) error {
+		found, err = f.resolve(ctx)
+		return err
+	})
+	return found, err
+}
+
+// Objects are a commit, and the annotated tag that led to it (nil: none did), as git stores them.
+type Objects struct {
+	Commit, Tag         []byte
+	CommitHash, TagHash string // TagHash is empty without a tag
+}
+
+// FetchObjects fetches what ref leads to, without checking it out.
+func FetchObjects(ctx context.Context, ref *Ref, o Options) (objs Objects, err error) {
+	err = inScratch(ctx, ref, o, func(f *fetcher) error {
+		if err := f.get(ctx); err != nil {
+			return err
+		}
+		objs, err = f.objects(ctx)
+		return err
+	})
+	return objs, err
+}
+
+// inScratch has do done in a directory that is gone afterwards.
+func inScratch(ctx context.Context, ref *Ref, o Options, do func(*fetcher) error) (err error) {
 	dir, err := os.MkdirTemp(o.ScratchDir, "git-*")
 	if err != nil {
-		return "", fmt.Errorf("make directory for git: %w", err)
+		return fmt.Errorf("make directory for git: %w", err)
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	f := &fetcher{ref: ref, o: o, dir: dir, work: filepath.Join(dir, "tree")}
 	if err := f.prepare(ctx); err != nil {
-		return "", err
+		return err
 	}
-	w, err := f.resolve(ctx)
-	if err != nil {
-		return "", withHint(fmt.Errorf("fetch %s: %w", ref, err))
+	if err := do(f); err != nil {
+		return withHint(fmt.Errorf("fetch %s: %w", ref, err))
 	}
-	if w.peeled != "" {
-		return w.peeled, nil
-	}
-	return w.hash, nil
+	return nil
 }
 
 // Fetch fetches a commit and checks it out. The tree keeps it on disk until it
@@ -116,7 +140,7 @@ type fetcher struct {
 	url  string // of the repository, without credentials
 	git  *cli
 
-	wanted wanted
+	found  Found
 	commit string
 	time   time.Time
 }
@@ -173,14 +197,7 @@ func (f *fetcher) auth() (remote, scope, header string) {
 
 // fetch brings the commit into the work tree.
 func (f *fetcher) fetch(ctx context.Context) error {
-	var err error
-	if f.wanted, err = f.resolve(ctx); err != nil {
-		return err
-	}
-	if err := f.init(ctx); err != nil {
-		return err
-	}
-	if err := f.fetchCommit(ctx); err != nil {
+	if err := f.get(ctx); err != nil {
 		return err
 	}
 	if err := f.measure(ctx); err != nil {
@@ -195,9 +212,22 @@ func (f *fetcher) fetch(ctx context.Context) error {
 	return f.tidy(ctx)
 }
 
+// get brings the commit into a repository of ours.
+func (f *fetcher) get(ctx context.Context) (err error) {
+	if f.o.Found != nil {
+		f.found = *f.o.Found
+	} else if f.found, err = f.resolve(ctx); err != nil {
+		return err
+	}
+	if err := f.init(ctx); err != nil {
+		return err
+	}
+	return f.fetchCommit(ctx)
+}
+
 func (f *fetcher) init(ctx context.Context) error {
 	args := []string{"init", "--quiet"}
-	if len(f.wanted.hash) == 64 {
+	if len(f.found.Hash) == 64 {
 		args = append(args, "--object-format=sha256")
 	}
 	if _, err := f.git.run(ctx, args...); err != nil {
@@ -241,8 +271,8 @@ func (f *fetcher) tidy(ctx context.Context) error {
 	if !f.keep {
 		return os.RemoveAll(gitDir)
 	}
-	if f.wanted.ref != "" {
-		if _, err := f.git.run(ctx, "update-ref", f.wanted.ref, f.wanted.hash); err != nil {
+	if f.found.Ref != "" {
+		if _, err := f.git.run(ctx, "update-ref", f.found.Ref, f.found.Hash); err != nil {
 			return err
 		}
 	}

@@ -215,9 +215,9 @@ func TestRefs(t *testing.T) {
 		}
 	}
 	for suffix, want := range map[string]string{
-		"#nowhere":                          `no branch or tag "nowhere"`,
+		"#nowhere":                          `does not contain ref nowhere`,
 		"#" + strings.Repeat("0", 39) + "1": "no commit|not our ref",
-		"?checksum=" + first[:8] + "#trunk": "the checksum says",
+		"?checksum=" + first[:8] + "#trunk": "expected checksum to match " + first[:8] + ", got ",
 		"#:nowhere":                         `no directory "nowhere"`,
 		"#:f":                               "not a directory",
 		"#:.git":                            "no directory",
@@ -271,6 +271,48 @@ func TestMetadata(t *testing.T) {
 	}
 	if n, err := g.Lstat("a"); err != nil || time.Since(n.MTime) > time.Minute {
 		t.Errorf("time of the checkout is %v, %v", n.MTime, err)
+	}
+}
+
+// TestFound: what a ref was is what is fetched, wherever it leads by now; and it is readable without a checkout.
+func TestFound(t *testing.T) {
+	s := newServer(t)
+	s.repo("r.git", "f=one")
+	first := s.git("r.git", "rev-parse", "HEAD")
+	s.git("r.git", "tag", "-a", "v1", "-m", "the tag")
+	tag := s.git("r.git", "rev-parse", "v1")
+	ref, err := Parse(s.url + "/r.git#v1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := Options{ScratchDir: t.TempDir(), Env: os.Environ()}
+	found, err := Resolve(t.Context(), ref, o)
+	if want := (Found{Ref: "refs/tags/v1", Hash: tag, Peeled: first}); err != nil || found != want || found.Commit() != first {
+		t.Fatalf("%+v instead of %+v: %v", found, want, err)
+	}
+	objs, err := FetchObjects(t.Context(), ref, o)
+	if err != nil || objs.CommitHash != first || objs.TagHash != tag ||
+		!strings.Contains(string(objs.Commit), "author a <a@b> 1234567890 +0000") || !strings.HasSuffix(string(objs.Tag), "\nthe tag\n") {
+		t.Errorf("%+v\n%s\n%s: %v", objs, objs.Commit, objs.Tag, err)
+	}
+	s.commit("r.git", "f=two")
+	s.git("r.git", "tag", "-f", "-a", "v1", "-m", "another")
+	o.Found = &found
+	tr, err := Fetch(t.Context(), ref, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := content(t, tr, "f"); got != "one" {
+		t.Errorf("got %q", got)
+	}
+	tr.Close()
+	for sum, ok := range map[string]bool{"": true, tag[:9]: true, first[:9]: true, "0123": tag[:4] == "0123"} {
+		if err := found.Check(sum); (err == nil) != ok {
+			t.Errorf("%q: %v", sum, err)
+		}
+	}
+	if es, _ := os.ReadDir(o.ScratchDir); len(es) > 0 {
+		t.Errorf("left behind: %v", es)
 	}
 }
 

@@ -2,6 +2,7 @@ package git
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -9,25 +10,40 @@ import (
 	"strings"
 )
 
-// wanted is what a Ref leads to in the remote repository.
-type wanted struct {
-	ref    string // full name; empty if there is none
-	hash   string // of a commit or an annotated tag
-	peeled string // of the commit that an annotated tag is for, if the server says
+// Found is what a Ref leads to in the remote repository.
+type Found struct {
+	Ref    string // full name; empty if there is none
+	Hash   string // of a commit or an annotated tag
+	Peeled string // of the commit that an annotated tag is for, if the server says; else empty
+}
+
+// Commit is the commit's hash, or the annotated tag's if the server did not say the commit.
+func (f Found) Commit() string { return cmp.Or(f.Peeled, f.Hash) }
+
+// Check compares with the beginning of a hash that somebody insists on; empty: nobody does.
+func (f Found) Check(sum string) error {
+	if strings.HasPrefix(f.Hash, sum) || f.Peeled != "" && strings.HasPrefix(f.Peeled, sum) {
+		return nil
+	}
+	got := f.Hash
+	if f.Peeled != "" {
+		got += " or " + f.Peeled
+	}
+	return fmt.Errorf("expected checksum to match %s, got %s", sum, got)
 }
 
 // resolve asks the server what the ref is now. A full hash needs no asking.
-func (f *fetcher) resolve(ctx context.Context) (w wanted, err error) {
+func (f *fetcher) resolve(ctx context.Context) (w Found, err error) {
 	r := f.ref
 	switch {
 	case isHash(r.Rev):
-		w.hash = r.Rev
+		w.Hash = r.Rev
 	case r.FetchByCommit:
-		w.hash = r.Checksum
+		w.Hash = r.Checksum
 		if r.Rev != "" {
-			w.ref = "refs/heads/" + r.Rev
+			w.Ref = "refs/heads/" + r.Rev
 			if strings.HasPrefix(r.Rev, "refs/") {
-				w.ref = r.Rev
+				w.Ref = r.Rev
 			}
 		}
 	case r.Rev == "":
@@ -38,14 +54,14 @@ func (f *fetcher) resolve(ctx context.Context) (w wanted, err error) {
 	if err != nil {
 		return w, err
 	}
-	if !isHash(w.hash) || w.peeled != "" && !isHash(w.peeled) {
-		return w, fmt.Errorf("server says that the ref is %q", w.hash)
+	if !isHash(w.Hash) || w.Peeled != "" && !isHash(w.Peeled) {
+		return w, fmt.Errorf("server says that the ref is %q", w.Hash)
 	}
-	return w, nil
+	return w, w.Check(r.Checksum)
 }
 
 // resolveHead finds the default branch.
-func (f *fetcher) resolveHead(ctx context.Context) (w wanted, err error) {
+func (f *fetcher) resolveHead(ctx context.Context) (w Found, err error) {
 	out, err := f.git.run(ctx, "ls-remote", "--symref", "--", f.url, "HEAD")
 	if err != nil {
 		return w, err
@@ -56,12 +72,12 @@ func (f *fetcher) resolveHead(ctx context.Context) (w wanted, err error) {
 			continue
 		}
 		if ref, ok := strings.CutPrefix(v, "ref: "); !ok {
-			w.hash = v
+			w.Hash = v
 		} else if strings.HasPrefix(ref, "refs/heads/") && (&Ref{Rev: ref}).Validate() == nil {
-			w.ref = ref
+			w.Ref = ref
 		}
 	}
-	if w.hash == "" {
+	if w.Hash == "" {
 		return w, errors.New("the repository has no default branch; name one with #BRANCH")
 	}
 	return w, nil
@@ -69,7 +85,7 @@ func (f *fetcher) resolveHead(ctx context.Context) (w wanted, err error) {
 
 // resolveRef finds a branch, a tag or another ref by its short or full name, in
 // the order in which BuildKit looks: the full name, the branch, the tag.
-func (f *fetcher) resolveRef(ctx context.Context) (w wanted, err error) {
+func (f *fetcher) resolveRef(ctx context.Context) (w Found, err error) {
 	rev := f.ref.Rev
 	out, err := f.git.run(ctx, "ls-remote", "--", f.url, rev, rev+"^{}")
 	if err != nil {
@@ -86,10 +102,10 @@ func (f *fetcher) resolveRef(ctx context.Context) (w wanted, err error) {
 		"refs/tags/" + strings.TrimPrefix(rev, "refs/tags/"),
 	} {
 		if hash, ok := refs[name]; ok {
-			return wanted{ref: name, hash: hash, peeled: refs[name+"^{}"]}, nil
+			return Found{Ref: name, Hash: hash, Peeled: refs[name+"^{}"]}, nil
 		}
 	}
-	return w, fmt.Errorf("the repository has no branch or tag %q", rev)
+	return w, fmt.Errorf("the repository does not contain ref %s: no branch or tag has that name", rev)
 }
 
 // wantedRef is the name that what was fetched has in our repository.
@@ -101,10 +117,10 @@ func (f *fetcher) fetchCommit(ctx context.Context) error {
 		_, err := f.git.run(ctx, append([]string{"fetch", "--quiet", "--no-tags", "--no-recurse-submodules", "--no-write-fetch-head"}, args...)...)
 		return err
 	}
-	w := f.wanted
-	err := get("--depth=1", "--", f.url, "+"+w.hash+":"+wantedRef)
-	if err != nil && w.ref != "" && ctx.Err() == nil && noHash(err) {
-		err = get("--depth=1", "--", f.url, "+"+w.ref+":"+wantedRef)
+	w := f.found
+	err := get("--depth=1", "--", f.url, "+"+w.Hash+":"+wantedRef)
+	if err != nil && w.Ref != "" && ctx.Err() == nil && noHash(err) {
+		err = get("--depth=1", "--", f.url, "+"+w.Ref+":"+wantedRef)
 	}
 	if err != nil && ctx.Err() == nil && (noHash(err) || noShallow(err)) {
 		err = get("--", f.url, "+refs/heads/*:refs/kiln/heads/*", "+refs/tags/*:refs/kiln/tags/*")
@@ -112,18 +128,48 @@ func (f *fetcher) fetchCommit(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	out, err := f.git.run(ctx, "rev-parse", "--verify", "--quiet", "--end-of-options", w.hash+"^{commit}")
-	if err != nil {
-		if w.ref != "" {
-			return fmt.Errorf("%s changed while it was being fetched: it has no commit %s any more", w.ref, w.hash)
-		}
-		return fmt.Errorf("the repository has no commit %s", w.hash)
+	f.commit, err = f.parse(ctx, w.Hash)
+	if err != nil && w.Peeled != "" && !f.keep { // the tag is another by now
+		f.commit, err = f.parse(ctx, w.Peeled)
 	}
-	f.commit = strings.TrimSpace(out)
-	if sum := f.ref.Checksum; !strings.HasPrefix(f.commit, sum) && !strings.HasPrefix(w.hash, sum) {
-		return fmt.Errorf("the checksum says %s, but the commit is %s", sum, f.commit)
+	if err != nil {
+		if w.Ref != "" {
+			return fmt.Errorf("%s changed while it was being fetched: it has no commit %s any more", w.Ref, w.Hash)
+		}
+		return fmt.Errorf("the repository has no commit %s", w.Hash)
+	}
+	if sum := f.ref.Checksum; !strings.HasPrefix(f.commit, sum) && !strings.HasPrefix(w.Hash, sum) {
+		return fmt.Errorf("expected checksum to match %s, got %s", sum, f.commit)
 	}
 	return nil
+}
+
+// parse is the hash of the commit that a hash leads to in our repository.
+func (f *fetcher) parse(ctx context.Context, hash string) (string, error) {
+	out, err := f.git.run(ctx, "rev-parse", "--verify", "--quiet", "--end-of-options", hash+"^{commit}")
+	return strings.TrimSpace(out), err
+}
+
+// maxObject bounds a commit or a tag: both are lines of text.
+const maxObject = 1 << 20
+
+// objects reads what was fetched.
+func (f *fetcher) objects(ctx context.Context) (o Objects, err error) {
+	read := func(kind, hash string) ([]byte, error) {
+		out, err := f.git.run(ctx, "cat-file", kind, hash)
+		if err == nil && len(out) > maxObject {
+			err = fmt.Errorf("the %s %s has %d bytes: more than %d are refused", kind, hash, len(out), maxObject)
+		}
+		return []byte(out), err
+	}
+	o.CommitHash = f.commit
+	if o.Commit, err = read("commit", f.commit); err != nil || f.found.Hash == f.commit {
+		return o, err
+	}
+	if o.Tag, err = read("tag", f.found.Hash); err == nil {
+		o.TagHash = f.found.Hash
+	}
+	return o, err
 }
 
 // noHash reports whether a server refused to send an object by its hash.

@@ -72,9 +72,12 @@ func Get(ctx context.Context, rawURL string, o Options) (*Response, error) {
 	}
 	c := &client{o: o, u: u}
 	c.defaults()
+	if o.ETag != "" && c.unchanged(ctx) {
+		return &Response{Body: http.NoBody, NotModified: true, ETag: o.ETag}, nil
+	}
 	delay := firstDelay
 	for try := 0; ; try++ {
-		resp, again, err := c.get(ctx)
+		resp, again, err := c.get(ctx, http.MethodGet)
 		if err == nil {
 			return resp, nil
 		}
@@ -115,14 +118,27 @@ func (c *client) defaults() {
 			DialContext:         (&net.Dialer{Timeout: 30 * time.Second}).DialContext,
 			TLSHandshakeTimeout: 30 * time.Second,
 			ForceAttemptHTTP2:   true,
-			DisableCompression:  true, // what is sent is what was asked for
 			DisableKeepAlives:   true, // one request: no connection is to stay
 		}
 	}
 }
 
+// unchanged asks for the headers alone: some servers have ETags, and send a body that was not asked for all the same.
+// The answer to a request for the body says what is wrong, if something is.
+func (c *client) unchanged(ctx context.Context) bool {
+	resp, _, err := c.get(ctx, http.MethodHead)
+	if err != nil {
+		return false
+	}
+	resp.Body.Close()
+	return resp.NotModified || strong(resp.ETag) == strong(c.o.ETag)
+}
+
+// strong is an ETag without what says that it is of equal content, not of equal bytes.
+func strong(etag string) string { return strings.TrimPrefix(etag, "W/") }
+
 // get makes one request. again says whether another may fare better.
-func (c *client) get(ctx context.Context) (_ *Response, again bool, err error) {
+func (c *client) get(ctx context.Context, method string) (_ *Response, again bool, err error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	b := &body{cancel: cancel, left: c.o.MaxBytes, max: c.o.MaxBytes, stall: c.o.Stall}
 	b.timer = time.AfterFunc(c.o.Stall, func() { cancel(fmt.Errorf("server sent nothing for %s", c.o.Stall)) })
@@ -131,7 +147,7 @@ func (c *client) get(ctx context.Context) (_ *Response, again bool, err error) {
 			b.stop()
 		}
 	}()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.u.String(), nil)
+	req, err := http.NewRequestWithContext(ctx, method, c.u.String(), nil)
 	if err != nil {
 		return nil, false, errors.New("not a valid URL")
 	}
@@ -139,6 +155,9 @@ func (c *client) get(ctx context.Context) (_ *Response, again bool, err error) {
 	maps.Copy(req.Header, c.o.Header)
 	if c.o.ETag != "" {
 		req.Header.Set("If-None-Match", c.o.ETag)
+	}
+	if method == http.MethodHead {
+		req.Header.Set("Accept-Encoding", "gzip") // as the request for the body has it, which an ETag may depend on
 	}
 	hc := http.Client{Transport: c.rt, CheckRedirect: checkRedirect}
 	resp, err := hc.Do(req)
@@ -151,7 +170,7 @@ func (c *client) get(ctx context.Context) (_ *Response, again bool, err error) {
 		again := resp.StatusCode >= 500 || resp.StatusCode == http.StatusTooManyRequests
 		return nil, again, fmt.Errorf("invalid response status %s", status(resp))
 	}
-	if resp.ContentLength > c.o.MaxBytes {
+	if method != http.MethodHead && resp.ContentLength > c.o.MaxBytes {
 		resp.Body.Close()
 		return nil, false, fmt.Errorf("%w: %d bytes, the limit is %d", ErrTooLarge, resp.ContentLength, c.o.MaxBytes)
 	}

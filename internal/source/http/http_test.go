@@ -1,12 +1,14 @@
 package http
 
 import (
+	"compress/gzip"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -44,7 +46,7 @@ func TestGet(t *testing.T) {
 	}
 	defer resp.Body.Close()
 	b, err := io.ReadAll(resp.Body)
-	if err != nil || string(b) != `me secret token=t ""` {
+	if err != nil || string(b) != `me secret token=t "gzip"` {
 		t.Errorf("got %q, %v", b, err)
 	}
 	if resp.LastModified.Unix() != 1234567890 {
@@ -229,6 +231,72 @@ func TestNoSecretsInErrors(t *testing.T) {
 		_, err := get(t, u, Options{Retries: -1})
 		if err == nil || strings.Contains(err.Error(), "SECRET") {
 			t.Errorf("%s: %v", u, err)
+		}
+	}
+}
+
+// TestKnown: what has not changed is not sent, also by servers that would, and what has is.
+func TestKnown(t *testing.T) {
+	var asked []string
+	heads, matches, etag := true, true, `"1"`
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		asked = append(asked, r.Method+" "+r.Header.Get("Accept-Encoding"))
+		if r.Method == http.MethodHead && !heads {
+			w.WriteHeader(http.StatusMethodNotAllowed)
+			return
+		}
+		w.Header().Set("ETag", etag)
+		if matches && r.Header.Get("If-None-Match") == etag {
+			w.WriteHeader(http.StatusNotModified)
+			return
+		}
+		io.WriteString(w, "body")
+	}))
+	defer s.Close()
+	for _, c := range []struct {
+		heads, matches bool
+		etag           string
+		known          bool
+		asked          []string
+	}{
+		{true, true, `"1"`, true, []string{"HEAD gzip"}},
+		{true, false, `"1"`, true, []string{"HEAD gzip"}},
+		{true, false, `W/"1"`, true, []string{"HEAD gzip"}},
+		{true, true, `"2"`, false, []string{"HEAD gzip", "GET gzip"}},
+		{false, true, `"1"`, true, []string{"HEAD gzip", "GET gzip"}},
+		{false, false, `"1"`, false, []string{"HEAD gzip", "GET gzip"}},
+	} {
+		asked, heads, matches, etag = nil, c.heads, c.matches, c.etag
+		resp, err := Get(t.Context(), s.URL, Options{ETag: `"1"`})
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, err := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if err != nil || resp.NotModified != c.known || (len(body) > 0) == c.known || !slices.Equal(asked, c.asked) {
+			t.Errorf("%+v: known %v, body %q, asked %q, %v", c, resp.NotModified, body, asked, err)
+		}
+	}
+}
+
+// TestCompressed: compression for the way is undone, within the bounds.
+func TestCompressed(t *testing.T) {
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Encoding", "gzip")
+		z := gzip.NewWriter(w)
+		defer z.Close()
+		z.Write(make([]byte, 100_000))
+	}))
+	defer s.Close()
+	for limit, ok := range map[int64]bool{100_000: true, 99_999: false} {
+		resp, err := Get(t.Context(), s.URL, Options{MaxBytes: limit})
+		if err != nil {
+			t.Fatal(err)
+		}
+		n, err := io.Copy(io.Discard, resp.Body)
+		resp.Body.Close()
+		if (err == nil) != ok || ok && n != 100_000 || !ok && !errors.Is(err, ErrTooLarge) {
+			t.Errorf("limit %d: %d bytes, %v", limit, n, err)
 		}
 	}
 }

@@ -30,38 +30,76 @@ func (g *Git) String() string { return g.Ref.String() }
 
 // Resolve implements Source.
 func (g *Git) Resolve(ctx context.Context, env *Env, _ Progress) (Version, error) {
-	v := &gitVersion{g: g, env: env, ref: g.Ref}
-	o, err := v.options(ctx)
-	if err != nil {
-		return nil, err
-	}
-	if v.commit, err = git.Resolve(ctx, &g.Ref, o); err != nil {
+	v := &gitVersion{g: g, env: env}
+	if err := v.find(ctx); err != nil {
 		return nil, v.closeAfter(err)
-	}
-	if sum := g.Ref.Checksum; sum == "" {
-		v.ref.Checksum = v.commit // what is fetched is what was resolved
 	}
 	return v, nil
 }
 
 type gitVersion struct {
-	g      *Git
-	env    *Env
-	ref    git.Ref
-	commit string
-	dir    string // for the files below
-	opts   *git.Options
-	agent  *agentSocket
-	tree   *git.Tree
+	g     *Git
+	env   *Env
+	found git.Found
+	dir   string // for the files below
+	opts  *git.Options
+	agent *agentSocket
+	tree  *git.Tree
 }
 
-// Key implements Version. The repository counts, since its submodules may be relative to it.
+// find asks the server, unless the commit is said already. A ref is the same whatever hash it should have.
+func (v *gitVersion) find(ctx context.Context) (err error) {
+	o, err := v.options(ctx)
+	if err != nil {
+		return err
+	}
+	ref, pins := v.g.Ref, v.env.Pins
+	if ref.FetchByCommit {
+		pins = nil
+	} else {
+		ref.Checksum = ""
+	}
+	v.found, err = pinned(ctx, pins, "git "+ref.Remote+"#"+ref.Rev, func() (git.Found, error) { return git.Resolve(ctx, &ref, o) })
+	if err != nil {
+		return err
+	}
+	if err := v.found.Check(v.g.Ref.Checksum); err != nil {
+		return fmt.Errorf("fetch %s: %w", v.g, err)
+	}
+	return nil
+}
+
+// Key implements Version. The repository counts, since its submodules may be relative to it; the ref is only
+// seen in a .git directory.
 func (v *gitVersion) Key() []string {
 	r := v.g.Ref
-	return []string{
-		"git", v.commit, git.Redact(r.Remote), r.Rev, r.Subdir, r.MTime, r.Checksum,
-		strconv.FormatBool(r.KeepGitDir), strconv.FormatBool(r.SkipSubmodules), strconv.FormatBool(r.FetchByCommit),
+	key := []string{"git", v.found.Commit(), git.Redact(r.Remote), r.Subdir, r.MTime, strconv.FormatBool(r.SkipSubmodules)}
+	if r.KeepGitDir {
+		key = append(key, v.found.Hash, v.found.Ref)
 	}
+	return key
+}
+
+// Metadata implements Version.
+func (v *gitVersion) Metadata(ctx context.Context, ask Ask) (Metadata, error) {
+	md := &GitMetadata{Found: v.found}
+	if !ask.Objects {
+		return Metadata{Git: md}, nil
+	}
+	o, err := v.options(ctx)
+	if err != nil {
+		return Metadata{}, err
+	}
+	o.Found = &v.found
+	objs, err := git.FetchObjects(ctx, &v.g.Ref, o)
+	if err != nil {
+		return Metadata{}, err
+	}
+	md.Commit, md.Tag, md.Peeled = objs.Commit, objs.Tag, ""
+	if objs.TagHash != "" {
+		md.Peeled = objs.CommitHash
+	}
+	return Metadata{Git: md}, nil
 }
 
 // Open implements Version.
@@ -73,7 +111,8 @@ func (v *gitVersion) Open(ctx context.Context, _ Progress) (tree.Tree, error) {
 	if err != nil {
 		return nil, err
 	}
-	if v.tree, err = git.Fetch(ctx, &v.ref, o); err != nil {
+	o.Found = &v.found
+	if v.tree, err = git.Fetch(ctx, &v.g.Ref, o); err != nil {
 		return nil, err
 	}
 	return v.tree, nil
@@ -111,17 +150,17 @@ func (v *gitVersion) options(ctx context.Context) (_ git.Options, err error) {
 		ScratchDir: v.dir, Env: v.environ(), MaxFiles: v.env.Limits.MaxEntries, MaxBytes: v.env.Limits.MaxBytes,
 	}
 	if o.Token, o.Header, err = v.credentials(ctx); err != nil {
-		return o, v.closeAfter(err)
+		return o, err
 	}
 	if v.g.KnownHosts != "" {
 		o.KnownHosts = filepath.Join(v.dir, "known_hosts")
 		if err := os.WriteFile(o.KnownHosts, []byte(v.g.KnownHosts), 0o600); err != nil {
-			return o, v.closeAfter(err)
+			return o, err
 		}
 	}
 	if id := v.g.Agent; id != "" && v.env.SSH != nil {
 		if v.agent, err = listenAgent(ctx, v.env.SSH, id, v.dir); err != nil {
-			return o, v.closeAfter(fmt.Errorf("ssh agent %q: %w", id, err))
+			return o, fmt.Errorf("ssh agent %q: %w", id, err)
 		}
 		o.Env = append(o.Env, "SSH_AUTH_SOCK="+v.agent.path)
 	}

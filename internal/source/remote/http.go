@@ -1,6 +1,7 @@
 package remote
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
@@ -69,16 +70,12 @@ func (h *HTTP) Resolve(ctx context.Context, env *Env, progress Progress) (Versio
 		v.said = said{Digest: h.Checksum, Filename: filename(h.URL, h.Filename, "")}
 		return v, nil
 	}
-	var known said
-	if env.Memory != nil {
-		if b, err := env.Memory.GetRecord(memoryKind, h.memoryKey()); err == nil && json.Unmarshal(b, &known) != nil {
-			known = said{}
-		}
+	var err error
+	if v.got, err = v.find(ctx, progress); err != nil {
+		return nil, err
 	}
-	if known.Digest.Validate() != nil {
-		known = said{}
-	}
-	return v, v.fetch(ctx, known, progress)
+	v.said = v.got.said
+	return v, nil
 }
 
 // memoryKey is different for requests that may have different answers.
@@ -94,7 +91,13 @@ type httpVersion struct {
 	h    *HTTP
 	env  *Env
 	said said
-	file string // where the content is; empty: not fetched
+	got  *download // nil: the server was not asked yet
+}
+
+// download is what a server sent.
+type download struct {
+	said said
+	file string // where the content is; empty: the server said that it is what is known already
 	size int64
 }
 
@@ -114,57 +117,123 @@ func (v *httpVersion) perm() uint32 { return cmp.Or(v.h.Perm&tree.ModePerm, 0o60
 
 // Open implements Version.
 func (v *httpVersion) Open(ctx context.Context, progress Progress) (tree.Tree, error) {
-	if v.file == "" {
-		want := v.said.Digest
-		if err := v.fetch(ctx, said{}, progress); err != nil {
-			return nil, err
-		}
-		if v.said.Digest != want {
-			return nil, fmt.Errorf("fetch %s: digest mismatch: %s (expected: %s)", v.h, v.said.Digest, want)
-		}
+	d, err := v.content(ctx, progress)
+	if err != nil {
+		return nil, err
 	}
-	n := tree.Node{Mode: tree.ModeRegular | v.perm(), UID: v.h.UID, GID: v.h.GID, Size: v.size, MTime: time.Unix(0, 0)}
-	if !v.said.LastModified.IsZero() {
-		n.MTime = v.said.LastModified
+	n := tree.Node{Mode: tree.ModeRegular | v.perm(), UID: v.h.UID, GID: v.h.GID, Size: d.size, MTime: time.Unix(0, 0)}
+	if !d.said.LastModified.IsZero() {
+		n.MTime = d.said.LastModified
 	}
-	return &oneFile{name: v.said.Filename, node: n, path: v.file, digest: v.said.Digest}, nil
+	return &oneFile{name: d.said.Filename, node: n, path: d.file, digest: d.said.Digest}, nil
+}
+
+// Metadata implements Version.
+func (v *httpVersion) Metadata(ctx context.Context, ask Ask) (Metadata, error) {
+	md := &HTTPMetadata{Digest: v.said.Digest, Filename: v.said.Filename, LastModified: v.said.LastModified}
+	if ask.Algorithm == "" {
+		return Metadata{HTTP: md}, nil
+	}
+	d, err := v.content(ctx, nil)
+	if err != nil {
+		return Metadata{}, err
+	}
+	md.Filename, md.LastModified = d.said.Filename, d.said.LastModified
+	md.Checksum, err = d.checksum(ask.Algorithm, ask.Suffix)
+	return Metadata{HTTP: md}, err
+}
+
+// checksum is that of the content with a suffix.
+func (d *download) checksum(a digest.Algorithm, suffix []byte) (digest.Digest, error) {
+	if !a.Available() {
+		return "", fmt.Errorf("the checksum algorithm %q is not supported", a)
+	}
+	f, err := os.Open(d.file)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	return a.FromReader(io.MultiReader(f, bytes.NewReader(suffix)))
 }
 
 // Close implements Version.
 func (v *httpVersion) Close() error {
-	if v.file == "" {
+	if v.env.Pins != nil || v.got == nil || v.got.file == "" {
 		return nil
 	}
-	return os.Remove(v.file)
+	return os.Remove(v.got.file)
+}
+
+// find asks the server for the file, or whether it is still the known one.
+func (v *httpVersion) find(ctx context.Context, progress Progress) (*download, error) {
+	return pinned(ctx, v.env.Pins, "http "+v.h.memoryKey(), func() (*download, error) { return v.fetch(ctx, v.known(), progress) })
+}
+
+// content is the version with its content.
+func (v *httpVersion) content(ctx context.Context, progress Progress) (_ *download, err error) {
+	if v.got == nil {
+		if v.got, err = v.find(ctx, progress); err != nil {
+			return nil, err
+		}
+	}
+	if v.got.file == "" {
+		again := func() (*download, error) { return v.fetch(ctx, said{}, progress) }
+		if v.got, err = pinned(ctx, v.env.Pins, "http content "+v.h.memoryKey(), again); err != nil {
+			return nil, err
+		}
+	}
+	if got := v.got.said.Digest; got != v.said.Digest {
+		return nil, fmt.Errorf("fetch %s: digest mismatch: %s (expected: %s)", v.h, got, v.said.Digest)
+	}
+	return v.got, nil
+}
+
+// known is what the server said the last time, empty if it was not asked yet.
+func (v *httpVersion) known() (known said) {
+	if v.env.Memory == nil {
+		return said{}
+	}
+	b, err := v.env.Memory.GetRecord(memoryKind, v.h.memoryKey())
+	if err != nil || json.Unmarshal(b, &known) != nil || known.Digest.Validate() != nil {
+		return said{}
+	}
+	return known
 }
 
 // fetch fetches the file, unless it is still the known one.
-func (v *httpVersion) fetch(ctx context.Context, known said, progress Progress) error {
+func (v *httpVersion) fetch(ctx context.Context, known said, progress Progress) (*download, error) {
 	o := http.Options{Env: v.env.Environ, MaxBytes: v.env.Limits.MaxBytes, ETag: known.ETag, Header: nethttp.Header{}}
 	if u, err := url.Parse(v.h.URL); err == nil && u.Host == UploadHost && v.env.Uploads != nil {
 		o.Transport, o.Retries, o.Stall = v.env.Uploads, -1, uploadTime
 	} else if err := v.headers(ctx, o.Header); err != nil {
-		return err
+		return nil, err
 	}
 	resp, err := http.Get(ctx, v.h.URL, o)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer resp.Body.Close()
 	if resp.NotModified {
-		v.said = known
-		return nil
+		return &download{said: known}, nil
 	}
-	v.said = said{
+	d := &download{said: said{
 		ETag: resp.ETag, LastModified: resp.LastModified, Filename: filename(v.h.URL, v.h.Filename, resp.Disposition),
+	}}
+	if err := d.save(resp, v.env.Dir, progress); err != nil {
+		return nil, fmt.Errorf("fetch %s: %w", v.h, err)
 	}
-	if err := v.save(resp, progress); err != nil {
-		return fmt.Errorf("fetch %s: %w", v.h, err)
+	if err := v.remember(d.said); err != nil {
+		return nil, errors.Join(err, os.Remove(d.file))
 	}
-	if v.said.ETag == "" || v.env.Memory == nil {
+	return d, nil
+}
+
+// remember keeps what the server said for the next time.
+func (v *httpVersion) remember(s said) error {
+	if s.ETag == "" || v.env.Memory == nil {
 		return nil
 	}
-	b, err := json.Marshal(v.said)
+	b, err := json.Marshal(s)
 	if err != nil {
 		return err
 	}
@@ -207,9 +276,9 @@ func (v *httpVersion) authorization(ctx context.Context) (string, error) {
 	return value, err
 }
 
-// save writes a response's body to a file.
-func (v *httpVersion) save(resp *http.Response, progress Progress) (err error) {
-	f, err := os.CreateTemp(v.env.Dir, "http-*")
+// save writes a response's body to a file in dir.
+func (d *download) save(resp *http.Response, dir string, progress Progress) (err error) {
+	f, err := os.CreateTemp(dir, "http-*")
 	if err != nil {
 		return err
 	}
@@ -223,7 +292,7 @@ func (v *httpVersion) save(resp *http.Response, progress Progress) (err error) {
 	if err != nil {
 		return err
 	}
-	v.file, v.size, v.said.Digest = f.Name(), n, digest.NewDigest(digest.SHA256, h)
+	d.file, d.size, d.said.Digest = f.Name(), n, digest.NewDigest(digest.SHA256, h)
 	return nil
 }
 

@@ -14,8 +14,12 @@ import (
 	"io/fs"
 	"net"
 	"net/http"
+	"time"
+
+	"github.com/opencontainers/go-digest"
 
 	"github.com/kiln-build/kiln/internal/layer"
+	"github.com/kiln-build/kiln/internal/source/git"
 	"github.com/kiln-build/kiln/internal/tree"
 )
 
@@ -33,7 +37,37 @@ type Version interface {
 	Key() []string
 	// Open fetches the files, unless that was done already. They are good until the Version is closed.
 	Open(ctx context.Context, progress Progress) (tree.Tree, error)
+	// Metadata says what the version is. What ask asks for is fetched, if it takes that.
+	Metadata(ctx context.Context, ask Ask) (Metadata, error)
 	Close() error
+}
+
+// Ask is what is wanted of a version besides of what costs nothing.
+type Ask struct {
+	Objects bool // of a git repository: the commit and the tag
+	// Algorithm is that of a checksum of a file of an http server, with Suffix after it; empty: none is wanted.
+	Algorithm digest.Algorithm
+	Suffix    []byte
+}
+
+// Metadata is what is known of a version; the field that is its source's is set.
+type Metadata struct {
+	HTTP *HTTPMetadata
+	Git  *GitMetadata
+}
+
+// HTTPMetadata is what is known of a file of an http server.
+type HTTPMetadata struct {
+	Digest       digest.Digest
+	Filename     string
+	LastModified time.Time     // zero if the server did not say
+	Checksum     digest.Digest // what was asked for
+}
+
+// GitMetadata is what is known of a commit.
+type GitMetadata struct {
+	git.Found
+	Commit, Tag []byte // what was asked for; Tag is nil if there is none
 }
 
 // Progress is told how many bytes of how many (0: not known) have come.
@@ -52,6 +86,9 @@ type Env struct {
 	Uploads http.RoundTripper
 	// Memory keeps what servers said the last time; nil: nothing is kept.
 	Memory Memory
+	// Pins has sources be the same for all who have it in their Env; nil: each is asked for anew. What was fetched
+	// stays in Dir then.
+	Pins   *Pins
 	Limits layer.Limits
 }
 

@@ -279,8 +279,117 @@ func TestGitVersions(t *testing.T) {
 		t.Errorf("changed: %q, %q: %v", second, content, err)
 	}
 	// The branch has moved since it was resolved.
-	if tr, err := v.Open(t.Context(), nil); err == nil {
-		t.Errorf("another commit than was resolved: %v", tr)
+	tr, err := v.Open(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := tr.Open("f")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if b, err := io.ReadAll(f); string(b) != "one" || err != nil {
+		t.Errorf("another commit than was resolved: %q, %v", b, err)
+	}
+}
+
+// TestPins: what was found of a source counts for all that have the same pins, with a checksum and without.
+func TestPins(t *testing.T) {
+	s := newServer(t)
+	url, dir := repository(t)
+	ref, err := git.ParseRemote(url + "#main")
+	if err != nil {
+		t.Fatal(err)
+	}
+	env := &Env{Dir: t.TempDir(), Environ: os.Environ(), Pins: &Pins{}, Memory: memory{}}
+	resolve := func(src Source) (Metadata, string) {
+		t.Helper()
+		v, err := src.Resolve(t.Context(), env, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer v.Close()
+		md, err := v.Metadata(t.Context(), Ask{Objects: true, Algorithm: digest.SHA512, Suffix: []byte("x")})
+		if err != nil {
+			t.Fatal(err)
+		}
+		tr, err := v.Open(t.Context(), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		es, err := tr.ReadDir(".")
+		if err != nil {
+			t.Fatal(err)
+		}
+		f, err := tr.Open(es[len(es)-1].Name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		b, err := io.ReadAll(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return md, string(b)
+	}
+	h, g := &HTTP{URL: s.URL + "/f"}, &Git{Ref: *ref}
+	md, content := resolve(h)
+	if md.HTTP == nil || md.HTTP.Digest != digest.FromString("one") || md.HTTP.Filename != "f" || md.HTTP.LastModified.IsZero() ||
+		md.HTTP.Checksum != digest.SHA512.FromString("onex") || content != "one" {
+		t.Fatalf("%+v, %q", md.HTTP, content)
+	}
+	commit, content := resolve(g)
+	if commit.Git == nil || commit.Git.Ref != "refs/heads/main" || len(commit.Git.Hash) != 40 || commit.Git.Tag != nil ||
+		!strings.HasPrefix(string(commit.Git.Commit), "tree ") || content != "one" {
+		t.Fatalf("%+v, %q", commit.Git, content)
+	}
+	s.content, s.etag = "two", `"2"`
+	add(t, dir, "f", "two")
+	sum := git.Ref{Remote: ref.Remote, Rev: ref.Rev, Checksum: commit.Git.Hash[:7]}
+	for name, src := range map[string]Source{
+		"http": h, "with another owner": &HTTP{URL: h.URL, UID: 7}, "with its checksum": &HTTP{URL: h.URL, Checksum: md.HTTP.Digest},
+		"git": g, "commit with its checksum": &Git{Ref: sum},
+	} {
+		if md, content := resolve(src); content != "one" {
+			t.Errorf("%s: %q, %+v", name, content, md)
+		}
+	}
+	if s.sent != 1 {
+		t.Errorf("sent %d times", s.sent)
+	}
+	sum.Checksum = "0000000"
+	if _, err := (&Git{Ref: sum}).Resolve(t.Context(), env, nil); err == nil || !strings.Contains(err.Error(), "expected checksum to match 0000000, got "+commit.Git.Hash) {
+		t.Errorf("another checksum: %v", err)
+	}
+	env.Pins = &Pins{}
+	if md, content := resolve(h); md.HTTP.Digest != digest.FromString("two") || content != "two" {
+		t.Errorf("the next build gets %+v, %q", md.HTTP, content)
+	}
+}
+
+// TestPinsFailures: a failure is nobody else's, and who waits can give up.
+func TestPinsFailures(t *testing.T) {
+	var p Pins
+	if _, err := pinned(t.Context(), &p, "k", func() (int, error) { return 0, io.EOF }); !errors.Is(err, io.EOF) {
+		t.Fatal(err)
+	}
+	looking, end := make(chan struct{}), make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if n, err := pinned(t.Context(), &p, "k", func() (int, error) { close(looking); <-end; return 3, nil }); n != 3 || err != nil {
+			t.Error(n, err)
+		}
+	})
+	<-looking
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := pinned(ctx, &p, "k", func() (int, error) { return 4, nil }); !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+	close(end)
+	wg.Wait()
+	if n, err := pinned(t.Context(), &p, "k", func() (int, error) { return 5, nil }); n != 3 || err != nil {
+		t.Error(n, err)
 	}
 }
 
