@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -315,4 +316,76 @@ func TestUnasked(t *testing.T) {
 	if _, err := f.Open("f"); err == nil || !strings.Contains(err.Error(), "which nobody asked for") {
 		t.Error(err)
 	}
+}
+
+// FuzzFiles reads what a client sends: a number of bytes, and a packet of so many, and so on. Whatever it is, what is there
+// afterwards is a tree.
+func FuzzFiles(f *testing.F) {
+	stream := func(packets ...*types.Packet) (out []byte) {
+		for _, p := range packets {
+			b, err := p.MarshalVT()
+			if err != nil {
+				f.Fatal(err)
+			}
+			out = append(append(out, byte(len(b))), b...)
+		}
+		return out
+	}
+	end := &types.Packet{Type: types.PACKET_STAT}
+	f.Add(stream(stat("d", fs.ModeDir, 0), stat("d/f", 0o644, 2), link("d/g", "d/f", 0o644), link("l", "../x", fs.ModeSymlink), end,
+		&types.Packet{Type: types.PACKET_DATA, ID: 1, Data: []byte("ab")}, &types.Packet{Type: types.PACKET_DATA, ID: 1}))
+	f.Add(stream(stat("../f", 0o644, 2), end))
+	f.Add(stream(stat("a", fs.ModeDevice, 0), stat("b", fs.ModeNamedPipe, 0), stat("c", fs.ModeSocket, 0), stat("e", 0o644, 0), end, &types.Packet{Type: types.PACKET_FIN}))
+	limits := layer.Limits{MaxBytes: 1 << 20, MaxFileSize: 1 << 19, MaxEntries: 100, MaxNameBytes: 1 << 12, MaxXattrBytes: 1 << 10}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		var packets []*types.Packet
+		for len(data) > 0 {
+			n := min(int(data[0]), len(data)-1)
+			p := &types.Packet{}
+			if p.UnmarshalVT(data[1:1+n]) != nil {
+				return
+			}
+			packets, data = append(packets, p), data[1+n:]
+		}
+		tr, err := script(t, limits, packets...)
+		if err != nil {
+			return
+		}
+		if n := walk(t, tr, "."); n > limits.MaxEntries {
+			t.Errorf("there are %d files", n)
+		}
+	})
+}
+
+// walk counts the entries of a tree, and looks at each.
+func walk(t *testing.T, f *files, dir string) (n int) {
+	t.Helper()
+	kids, err := f.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, k := range kids {
+		p := path.Join(dir, k.Name)
+		if !fs.ValidPath(p) || path.Dir(p) != dir {
+			t.Fatalf("%q is in %q", k.Name, dir)
+		}
+		n++
+		switch {
+		case k.Node.IsDir():
+			n += walk(t, f, p)
+		case k.Node.IsSymlink():
+			if to, err := f.Readlink(p); err != nil || to == "" {
+				t.Errorf("%s leads to %q, %v", p, to, err)
+			}
+		case k.Node.IsRegular():
+			r, err := f.Open(p) // or the client has not sent it
+			if err != nil {
+				continue
+			}
+			if b, err := io.ReadAll(r); err != nil || int64(len(b)) != k.Node.Size {
+				t.Errorf("%s has %d bytes, %v, and not %d", p, len(b), err, k.Node.Size)
+			}
+		}
+	}
+	return n
 }
