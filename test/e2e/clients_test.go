@@ -229,7 +229,7 @@ func TestClientsOutputs(t *testing.T) {
 			first := c.build(o)
 			digests[c.name] = checkOutputs(t, out, ref)
 			want(t, first, 0, 0, `(?m)^#\d+ \[2/3\] COPY input /input$`, `(?m)^#(\d+) \[3/3\] RUN echo be"" ?gun; cat /input; cat /input > /made$`,
-				`(?m)^#\d+ \d+\.\d+ begun$`, `(?m)^#\d+ \d+\.\d+ made by Kiln$`, `(?m)^#\d+ DONE \d+\.\ds$`, "(?m)^#\\d+ \\[internal\\] load build context$", "(?m)^#\\d+ pushing "+ref)
+				`(?m)^#\d+ \d+\.\d+ begun$`, `(?m)^#\d+ \d+\.\d+ made by Kiln$`, `(?m)^#\d+ DONE \d+\.\ds$`, "(?m)^#\\d+ \\[internal\\] load build context$", `(?m)^#\d+ transferring context: \d+B .*done$`, "(?m)^#\\d+ pushing manifest for "+ref+":latest@"+digests[c.name]+" ")
 			second := c.build(o)
 			if ran, did := executed(second), notDone(second); len(ran)+len(did) > 0 {
 				t.Errorf("the second build executes %q %q:\n%s", ran, did, second)
