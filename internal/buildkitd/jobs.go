@@ -36,7 +36,7 @@ type jobs struct {
 	mu      sync.Mutex
 	byRef   map[string]*job
 	ended   []*job        // the last that have, the oldest first
-	changed chan struct{} // closed, and made anew, when a job was added
+	changed chan struct{} // closed, and made anew, when a job was added or has ended
 	closed  bool
 }
 

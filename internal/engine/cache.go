@@ -14,12 +14,16 @@ import (
 // lookup asks the caches for all results that are wanted; nil is a miss. Records have no
 // content key here: there is one for each result.
 func (r *run) lookup(ctx context.Context, s *state, key digest.Digest) ([]cache.Record, error) {
+	return lookupBy(ctx, s, key, r.lookupOne)
+}
+
+func lookupBy(ctx context.Context, s *state, key digest.Digest, one func(context.Context, digest.Digest) (*cache.Record, error)) ([]cache.Record, error) {
 	recs := make([]cache.Record, s.op.results())
 	for i := range recs {
 		if !s.wanted[i] {
 			continue
 		}
-		rec, err := r.lookupOne(ctx, resultKey(key, i))
+		rec, err := one(ctx, resultKey(key, i))
 		if rec == nil || err != nil {
 			return nil, err
 		}
@@ -31,15 +35,8 @@ func (r *run) lookup(ctx context.Context, s *state, key digest.Digest) ([]cache.
 // lookupOne asks the store's cache and then the others for a record of which every
 // layer can be had. What another cache knows is kept in the store's.
 func (r *run) lookupOne(ctx context.Context, key digest.Digest) (*cache.Record, error) {
-	rec, err := r.Cache.Lookup(ctx, key)
-	if err != nil {
-		return nil, err
-	}
-	if r.usable(rec) {
-		return rec, nil
-	}
-	if r.From == nil {
-		return nil, nil
+	if rec, err := r.inStore(ctx, key); rec != nil || err != nil || r.From == nil {
+		return rec, err
 	}
 	for _, c := range r.From() {
 		rec, err := c.Lookup(ctx, key)
@@ -51,6 +48,15 @@ func (r *run) lookupOne(ctx context.Context, key digest.Digest) (*cache.Record, 
 		}
 	}
 	return nil, nil
+}
+
+// inStore is lookupOne for the store's cache alone.
+func (r *run) inStore(ctx context.Context, key digest.Digest) (*cache.Record, error) {
+	rec, err := r.Cache.Lookup(ctx, key)
+	if err != nil || !r.usable(rec) {
+		return nil, err
+	}
+	return rec, nil
 }
 
 // finished is what this build has made of an operation; nil if it has not, or if a layer

@@ -269,15 +269,18 @@ func (r *run) compute(ctx context.Context, s *state) ([]Result, error) {
 func (r *run) claim(ctx context.Context, s *state, key digest.Digest) (recs []cache.Record, release func(), err error) {
 	name := "operation " + string(key)
 	release, ok, err := r.Store.TryLock(name)
-	if ok || err != nil {
-		return nil, release, err
-	}
-	long := time.AfterFunc(time.Second, func() { r.Progress.Note(fmt.Sprintf("another build does %q: waiting for it", s.op.Name)) })
-	defer long.Stop()
-	if release, err = r.Store.Lock(ctx, name); err != nil {
+	if err != nil {
 		return nil, nil, err
 	}
-	if recs, err = r.lookup(ctx, s, key); err != nil {
+	if !ok {
+		long := time.AfterFunc(time.Second, func() { r.Progress.Note(fmt.Sprintf("another build does %q: waiting for it", s.op.Name)) })
+		defer long.Stop()
+		if release, err = r.Store.Lock(ctx, name); err != nil {
+			return nil, nil, err
+		}
+	}
+	// It may have been done since it was looked for, also while other caches were asked.
+	if recs, err = lookupBy(ctx, s, key, r.inStore); err != nil {
 		release()
 		return nil, nil, err
 	}

@@ -39,7 +39,7 @@ type client struct {
 
 var _ gateway.Client = (*client)(nil)
 
-// newClient begins the step that reading a Dockerfile is; the caller ends it.
+// newClient begins the step that reading a Dockerfile is; the caller ends it, at the latest.
 func newClient(in Input, sources Sources, rec *progress.Recorder) *client {
 	step := rec.Step("[internal] load build definition from "+cmp.Or(in.Filename, in.Attrs["filename"], "Dockerfile"), "")
 	step.Start()
@@ -252,7 +252,11 @@ func (r *result) ReadFile(ctx context.Context, req gateway.ReadRequest) ([]byte,
 	if err != nil {
 		return nil, err
 	}
-	return ReadFile(t, req)
+	b, err := ReadFile(t, req)
+	if err == nil && !strings.HasSuffix(req.Filename, ".dockerignore") {
+		r.c.step.Done(nil) // the Dockerfile is here: what becomes of it has steps of its own
+	}
+	return b, err
 }
 
 // StatFile implements gateway.Reference.

@@ -126,6 +126,9 @@ func TestClientsErrors(t *testing.T) {
 					t.Errorf("%s exits with %d", c.name, code)
 				}
 				contains(t, out, e.says...)
+				if strings.Contains(out, " > [internal] load build definition") {
+					t.Error("it is said that the Dockerfile could not be read")
+				}
 				if t.Failed() {
 					t.Logf("%s said:\n%s", c.name, out)
 				}
