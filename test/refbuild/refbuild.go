@@ -23,10 +23,26 @@ import (
 // Version is BuildKit's, as test/oracle/go.mod pins it.
 const Version = "v0.33.1"
 
+// BuildxVersion is that of buildx, as test/buildx/go.mod pins it.
+const BuildxVersion = "v0.37.0"
+
 // Programs builds buildkitd, buildctl and crane into the cache directory and
 // returns where they are. Two minutes on two cores when Go's build cache is
 // cold; nothing when they are there.
 func Programs(ctx context.Context) (string, error) {
+	return build(ctx, "oracle", Version,
+		"github.com/moby/buildkit/cmd/buildkitd", "github.com/moby/buildkit/cmd/buildctl", "github.com/google/go-containerregistry/cmd/crane")
+}
+
+// Buildx builds docker's buildx, which is a program of its own besides a plugin, into the cache
+// directory, and returns its path.
+func Buildx(ctx context.Context) (string, error) {
+	dir, err := build(ctx, "buildx", BuildxVersion, "github.com/docker/buildx/cmd/buildx")
+	return filepath.Join(dir, "buildx"), err
+}
+
+// build builds programs of the module test/NAME, unless they are there, and returns their directory.
+func build(ctx context.Context, module, version string, programs ...string) (string, error) {
 	root, err := testenv.Root()
 	if err != nil {
 		return "", err
@@ -35,52 +51,21 @@ func Programs(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	bin := filepath.Join(cache, "bin", "oracle-"+Version)
+	bin := filepath.Join(cache, "bin", module+"-"+version)
 	if _, err := os.Stat(filepath.Join(bin, "done")); err == nil {
 		return bin, nil
 	}
 	if err := os.MkdirAll(bin, 0o755); err != nil {
 		return "", err
 	}
-	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", bin+"/",
-		"github.com/moby/buildkit/cmd/buildkitd", "github.com/moby/buildkit/cmd/buildctl",
-		"github.com/google/go-containerregistry/cmd/crane")
-	cmd.Dir = filepath.Join(root, "test", "oracle")
+	args := append([]string{"build", "-trimpath", "-ldflags", "-s -w", "-o", bin + "/"}, programs...)
+	cmd := exec.CommandContext(ctx, "go", args...)
+	cmd.Dir = filepath.Join(root, "test", module)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-buildvcs=false")
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("build buildkitd: %w\n%s", err, out)
+		return "", fmt.Errorf("build %s: %w\n%s", module, err, out)
 	}
 	return bin, os.WriteFile(filepath.Join(bin, "done"), nil, 0o644)
-}
-
-// BuildxVersion is that of buildx, as test/buildx/go.mod pins it.
-const BuildxVersion = "v0.37.0"
-
-// Buildx builds docker's buildx, which is a program of its own besides a plugin, into the cache
-// directory, and returns its path.
-func Buildx(ctx context.Context) (string, error) {
-	root, err := testenv.Root()
-	if err != nil {
-		return "", err
-	}
-	cache, err := testenv.CacheDir()
-	if err != nil {
-		return "", err
-	}
-	bin := filepath.Join(cache, "bin", "buildx-"+BuildxVersion)
-	if _, err := os.Stat(bin); err == nil {
-		return bin, nil
-	}
-	if err := os.MkdirAll(filepath.Dir(bin), 0o755); err != nil {
-		return "", err
-	}
-	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", bin+".new", "github.com/docker/buildx/cmd/buildx")
-	cmd.Dir = filepath.Join(root, "test", "buildx")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-buildvcs=false")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("build buildx: %w\n%s", err, out)
-	}
-	return bin, os.Rename(bin+".new", bin)
 }
 
 // Daemon is a running buildkitd.
