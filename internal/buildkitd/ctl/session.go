@@ -2,9 +2,15 @@ package ctl
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
 
 	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
@@ -26,7 +32,7 @@ import (
 
 // open makes the session by which the server reaches what a request lets it have.
 func (r *Request) open(ctx context.Context) (*session.Session, error) {
-	s, err := session.NewSession(ctx, "")
+	s, err := session.NewSession(ctx, sharedKey(r.Locals))
 	if err != nil {
 		return nil, err
 	}
@@ -45,6 +51,28 @@ func (r *Request) open(ctx context.Context) (*session.Session, error) {
 		s.Allow(&agentServer{agents: r.SSH})
 	}
 	return s, nil
+}
+
+// sharedKey tells directories of this machine from all others: a server that knows from an earlier build what is in
+// them need not be sent that again. Empty if there are none.
+func sharedKey(locals map[string]string) string {
+	if len(locals) == 0 {
+		return ""
+	}
+	host, err := os.Hostname()
+	if err != nil {
+		return ""
+	}
+	h := sha256.New()
+	fmt.Fprintf(h, "%q %d", host, os.Getuid())
+	for _, name := range slices.Sorted(maps.Keys(locals)) {
+		dir, err := filepath.Abs(locals[name])
+		if err != nil {
+			return ""
+		}
+		fmt.Fprintf(h, " %q=%q", name, dir)
+	}
+	return hex.EncodeToString(h.Sum(nil))
 }
 
 // directories are those that the server may read, by their names. Owners are not told: what is

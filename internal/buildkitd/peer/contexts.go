@@ -50,9 +50,9 @@ func (p *Peer) openContext(ctx context.Context, s source.Selection) (*files, err
 		cancel(nil)
 		return nil, err
 	}
-	known := &seen{cache: p.seen(), space: space(p.Owner, c.SharedKey(), s.Name, s.SharedKey), began: time.Now()}
-	if s.Reread {
-		known = nil
+	var known *seen
+	if key := c.SharedKey(); key != "" && !s.Reread { // without one nothing tells a client's directories apart
+		known = &seen{cache: p.seen(), space: space(p.Owner, key, s.Name, s.SharedKey), began: time.Now()}
 	}
 	f, err := receive(counting(stream, s.Progress), p.Scratch, layer.DefaultLimits(), known, cancel)
 	if !stop() && err == nil { // ctx has ended the stream
