@@ -343,6 +343,7 @@ func (r *run) inputs(ctx context.Context, op *Op) ([]Result, error) {
 
 func (r *run) do(ctx context.Context, s *state, ins []Result) ([]Result, error) {
 	s.step.Start()
+	r.reads(s)
 	switch do := s.op.Do.(type) {
 	case *Exec:
 		return r.exec(ctx, s, do, ins)

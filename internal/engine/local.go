@@ -46,6 +46,21 @@ func (r *run) local(ctx context.Context, s *state) (tree.Tree, error) {
 	return o.tree, nil
 }
 
+// reads says that the step of s is about to read its contexts: what comes of them now comes for it. Files whose
+// content was known without being sent come only then.
+func (r *run) reads(s *state) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, in := range s.op.Inputs {
+		if in.Op == nil || !isLocal(in.Op) {
+			continue
+		}
+		if o := r.contexts[in.Op.Do.(*Local).key()]; o != nil {
+			o.step.Store(s.step)
+		}
+	}
+}
+
 // used says that the key of s is known.
 func (r *run) used(s *state) {
 	for _, l := range r.locals {

@@ -184,8 +184,15 @@ func (s *Step) Write(p []byte) (int, error) {
 }
 
 // Transfer reports that current of total bytes (0: not known) of item have
-// moved. Call it as often as you like: it is the renderings that thin out.
+// moved. Call it as often as you like: it is the renderings that thin out. Of a
+// step that has ended nothing is said.
 func (s *Step) Transfer(item string, current, total int64) {
+	s.mu.Lock()
+	over := s.done
+	s.mu.Unlock()
+	if over {
+		return
+	}
 	s.send(Event{Kind: StepTransfer, Item: item, Current: current, Total: total})
 }
 

@@ -4,8 +4,11 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/kiln-build/kiln/internal/registry/registrytest"
 	"github.com/kiln-build/kiln/test/kilnrun"
@@ -132,4 +135,45 @@ func TestBuildxCredentials(t *testing.T) {
 	x.env = append(x.env, a.env...)
 	a.silent(x.run(line...))
 	a.pushed()
+}
+
+// TestBuildxUnchanged: what has not changed since the last build is not sent again to find that out.
+func TestBuildxUnchanged(t *testing.T) {
+	guard(t)
+	t.Parallel()
+	bed := kilnrun.Open(t, busybox)
+	s := serveBed(t, bed)
+	big := strings.Repeat("0123456789abcdef", 50_000) // 800 kB
+	dir := files{"Dockerfile": "FROM scratch\nCOPY big small /\n", "big": big, "small": "one"}.write(t, filepath.Join(bed.Dir, "context"))
+	at := time.Now().Add(-time.Minute).Truncate(time.Second).Add(time.Millisecond) // not so young that it may change again
+	if err := os.Chtimes(filepath.Join(dir, "big"), at, at); err != nil {
+		t.Fatal(err)
+	}
+	c := s.buildx().in(t)
+	said := regexp.MustCompile(`transferring context: ([\d.]+)(B|kB|MB)\b`)
+	build := func() (sent float64, out string) {
+		t.Helper()
+		out = c.build(order{dir: dir, more: []string{"--output", "type=image,push=true,name=" + bed.Host + "/unchanged"}})
+		for _, m := range said.FindAllStringSubmatch(out, -1) {
+			n, err := strconv.ParseFloat(m[1], 64)
+			if err != nil {
+				t.Fatal(err)
+			}
+			sent = max(sent, n*map[string]float64{"B": 1, "kB": 1e3, "MB": 1e6}[m[2]])
+		}
+		return sent, out
+	}
+	if sent, out := build(); sent < float64(len(big)) {
+		t.Errorf("at first %v bytes were sent:\n%s", sent, out)
+	}
+	if sent, out := build(); sent == 0 || sent > 10_000 || len(notDone(out)) > 0 {
+		t.Errorf("with nothing changed %v bytes were sent:\n%s", sent, out)
+	}
+	put(t, filepath.Join(dir, "small"), []byte("two"))
+	if sent, out := build(); sent < float64(len(big)) || len(notDone(out)) != 1 { // the step that copies both reads both
+		t.Errorf("for a step that is executed %v bytes were sent:\n%s", sent, out)
+	}
+	if fs := rootfs(t, bed.Host+"/unchanged"); fs["/small"].Data != "two" || fs["/big"].Data != big {
+		t.Error("the image has not what the context has")
+	}
 }
