@@ -76,18 +76,28 @@ func (js *jobs) tell() {
 	js.changed = make(chan struct{})
 }
 
+// known is the job of an owner with a ref, or the last that has ended; nil if there is none. js.mu is held.
+func (js *jobs) known(ref, owner string) *job {
+	if j := js.byRef[ref]; j != nil && j.owner == owner {
+		return j
+	}
+	for _, j := range slices.Backward(js.ended) {
+		if j.ref == ref && j.owner == owner {
+			return j
+		}
+	}
+	return nil
+}
+
 // find returns the job of an owner with a ref, one that has ended maybe, and waits a little for it to begin.
 func (js *jobs) find(ctx context.Context, ref, owner string) (*job, error) {
 	late := time.NewTimer(waitForJob)
 	defer late.Stop()
 	for {
 		js.mu.Lock()
-		j, changed := js.byRef[ref], js.changed
-		if i := slices.IndexFunc(js.ended, func(j *job) bool { return j.ref == ref }); j == nil && i >= 0 {
-			j = js.ended[i]
-		}
+		j, changed := js.known(ref, owner), js.changed
 		js.mu.Unlock()
-		if j != nil && j.owner == owner {
+		if j != nil {
 			return j, nil
 		}
 		select {

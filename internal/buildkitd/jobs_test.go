@@ -50,6 +50,10 @@ func TestFindEnded(t *testing.T) {
 	if j, err := js.find(short, "early", "you"); err == nil {
 		t.Errorf("another finds %+v", j)
 	}
+	end("early", nil)
+	if j, err := js.find(ctx, "early", "me"); err != nil || j.err != nil {
+		t.Errorf("of two builds with a ref the first is found: %+v, %v", j, err)
+	}
 	for i := range maxEnded {
 		end(fmt.Sprint(i), nil)
 	}
