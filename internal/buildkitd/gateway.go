@@ -102,8 +102,7 @@ func (g *gateway) Solve(ctx context.Context, req *gatewayapi.SolveRequest) (*gat
 		return nil, err
 	}
 	defer end()
-	switch {
-	case req.Final || !req.AllowResultReturn:
+	if req.Final || !req.AllowResultReturn {
 		return nil, status.Error(codes.Unimplemented, "clients from before results could be returned are not supported")
 	}
 	if err := b.run.useCaches(req.CacheImports); err != nil {

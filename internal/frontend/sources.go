@@ -59,7 +59,7 @@ func PlatformOf(opt sourceresolver.Opt) *pb.Platform {
 	if p == nil {
 		return nil
 	}
-	return &pb.Platform{OS: p.OS, Architecture: p.Architecture, Variant: p.Variant, OSVersion: p.OSVersion, OSFeatures: p.OSFeatures}
+	return pb.PlatformFromSpec(*p)
 }
 
 func resolveImage(ctx context.Context, sources Sources, kind, ref string, op *pb.SourceOp, opt sourceresolver.Opt) (*sourceresolver.ResolveImageResponse, error) {

@@ -35,16 +35,7 @@ func TestClientsCancel(t *testing.T) {
 				ctx, cancel := context.WithTimeout(t.Context(), patience)
 				defer cancel()
 				cmd := c.command(ctx, order{dir: dir, args: []string{"N=" + c.name + sig.String()}}.line(c)...)
-				w := &watched{until: " begun", seen: make(chan struct{})}
-				cmd.Stdout, cmd.Stderr = w, w
-				if err := cmd.Start(); err != nil {
-					t.Fatal(err)
-				}
-				select {
-				case <-w.seen:
-				case <-ctx.Done():
-					t.Fatalf("the step does not begin:\n%s", w.b.String())
-				}
+				w := begin(ctx, t, cmd)
 				during := processes(bed.Bin, nil)
 				if len(during) < 3 {
 					t.Errorf("the server, its shim and the sandbox are %d processes: %+v", len(during), during)

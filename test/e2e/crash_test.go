@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -263,13 +264,11 @@ func (w *watched) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-func interrupt(t *testing.T, bed *kilnrun.Bed, dir string, sig syscall.Signal) {
-	ref := bed.Host + "/interrupted"
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
-	defer cancel()
-	cmd := bed.Command(ctx, "build", "--progress", "plain", "--push", "--build-arg", "REGISTRY="+bed.Host, "-t", ref, dir)
+// begin starts a command that builds, and waits until the step has said that it has begun.
+func begin(ctx context.Context, t *testing.T, cmd *exec.Cmd) *watched {
+	t.Helper()
 	w := &watched{until: " begun", seen: make(chan struct{})}
-	cmd.Stdout, cmd.Stderr, cmd.WaitDelay = w, w, 5*time.Second
+	cmd.Stdout, cmd.Stderr = w, w
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -278,6 +277,16 @@ func interrupt(t *testing.T, bed *kilnrun.Bed, dir string, sig syscall.Signal) {
 	case <-ctx.Done():
 		t.Fatalf("the step does not begin:\n%s", w.b.String())
 	}
+	return w
+}
+
+func interrupt(t *testing.T, bed *kilnrun.Bed, dir string, sig syscall.Signal) {
+	ref := bed.Host + "/interrupted"
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	cmd := bed.Command(ctx, "build", "--progress", "plain", "--push", "--build-arg", "REGISTRY="+bed.Host, "-t", ref, dir)
+	cmd.WaitDelay = 5 * time.Second
+	w := begin(ctx, t, cmd)
 	before := processes(bed.Bin, nil)
 	if len(before) < 3 {
 		t.Errorf("the builder, its shim and the sandbox are %d processes: %+v", len(before), before)

@@ -1,11 +1,9 @@
 package ctl
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"io"
-	"slices"
 	"time"
 
 	controlapi "github.com/moby/buildkit/api/services/control"
@@ -41,7 +39,7 @@ func newUsage(r *controlapi.UsageRecord) *Usage {
 	return u
 }
 
-// DiskUsage lists what the server keeps and filters select, the smallest first.
+// DiskUsage lists what the server keeps and filters select.
 func (c *Client) DiskUsage(ctx context.Context, filters []string) ([]*Usage, error) {
 	res, err := c.control.DiskUsage(ctx, &controlapi.DiskUsageRequest{Filter: filters})
 	if err != nil {
@@ -51,7 +49,6 @@ func (c *Client) DiskUsage(ctx context.Context, filters []string) ([]*Usage, err
 	for _, r := range res.Record {
 		all = append(all, newUsage(r))
 	}
-	slices.SortFunc(all, func(a, b *Usage) int { return cmp.Or(cmp.Compare(a.Size, b.Size), cmp.Compare(a.ID, b.ID)) })
 	return all, nil
 }
 

@@ -50,11 +50,7 @@ func (p *Peer) openContext(ctx context.Context, s source.Selection) (*files, err
 		cancel(nil)
 		return nil, err
 	}
-	var known *seen
-	if key := c.SharedKey(); key != "" && !s.Reread { // without one nothing tells a client's directories apart
-		known = &seen{cache: p.seen(), space: space(p.Owner, key, s.Name, s.SharedKey), began: time.Now()}
-	}
-	f, err := receive(counting(stream, s.Progress), p.Scratch, layer.DefaultLimits(), known, cancel)
+	f, err := receive(counting(stream, s.Progress), p.Scratch, layer.DefaultLimits(), p.known(c.SharedKey(), s), cancel)
 	if !stop() && err == nil { // ctx has ended the stream
 		err = context.Cause(ctx)
 	}
@@ -62,6 +58,19 @@ func (p *Peer) openContext(ctx context.Context, s source.Selection) (*files, err
 		return nil, errors.Join(err, f.close())
 	}
 	return f, nil
+}
+
+// known is what is known from earlier builds of a context in a directory that the client calls key. Without a key
+// nothing tells its directories apart.
+func (p *Peer) known(key string, s source.Selection) *seen {
+	if key == "" || s.Reread {
+		return nil
+	}
+	stats := p.statCache()
+	if stats == nil {
+		return nil
+	}
+	return &seen{cache: stats, space: space(p.Owner, key, s.Name, s.SharedKey), began: time.Now()}
 }
 
 // counted is a stream of packets that tells how many bytes have come.

@@ -1,7 +1,6 @@
 package peer
 
 import (
-	"context"
 	"errors"
 	"io"
 	"os"
@@ -10,10 +9,8 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
-	"github.com/tonistiigi/fsutil"
 	"github.com/tonistiigi/fsutil/types"
 
-	"github.com/kiln-build/kiln/internal/layer"
 	"github.com/kiln-build/kiln/internal/source/statcache"
 )
 
@@ -34,26 +31,15 @@ func TestSeen(t *testing.T) {
 	// build is one: what the files' digests are, and for which the client was asked.
 	build := func(where string, then func(*files)) (digests map[string]digest.Digest, asked int) {
 		t.Helper()
-		ctx, cancel := context.WithCancelCause(t.Context())
-		a, b := make(chan *types.Packet), make(chan *types.Packet)
-		root, err := fsutil.NewFS(dir)
-		if err != nil {
-			t.Fatal(err)
-		}
-		sent := make(chan error, 1)
-		go func() { sent <- fsutil.Send(ctx, &pipe{ctx: ctx, in: a, out: b}, root, nil) }()
-		count := func(p *types.Packet) {
+		known := &seen{cache: statcache.Open(cache), space: where, began: time.Now()}
+		f, end := fromClient(t, dir, known, func(p *types.Packet) {
 			if p.Type == types.PACKET_REQ {
 				asked++
 			}
-		}
-		known := &seen{cache: statcache.Open(cache), space: where, began: time.Now()}
-		f, err := receive(&pipe{ctx: ctx, in: b, out: a, requests: count}, t.TempDir(), layer.DefaultLimits(), known, cancel)
-		if err != nil {
-			t.Fatal(err)
-		}
+		})
 		digests = map[string]digest.Digest{}
 		for _, name := range []string{"natural", "tool", "young"} {
+			var err error
 			if digests[name], err = f.ContentDigest(name); err != nil {
 				t.Fatal(err)
 			}
@@ -61,10 +47,10 @@ func TestSeen(t *testing.T) {
 		if then != nil {
 			then(f)
 		}
-		if err := errors.Join(f.close(), known.cache.Flush()); err != nil {
+		end()
+		if err := known.cache.Flush(); err != nil {
 			t.Fatal(err)
 		}
-		<-sent
 		return digests, asked
 	}
 	reads := func(f *files, name string) (string, error) {

@@ -64,8 +64,8 @@ func (s *pipe) RecvMsg(m any) error {
 	return nil
 }
 
-// fromClient receives a directory from BuildKit's own client side of the protocol.
-func fromClient(t *testing.T, dir string, requests func(*types.Packet)) *files {
+// fromClient receives a directory from BuildKit's own client side of the protocol. end closes it.
+func fromClient(t *testing.T, dir string, known *seen, requests func(*types.Packet)) (f *files, end func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancelCause(t.Context())
 	a, b := make(chan *types.Packet), make(chan *types.Packet)
@@ -75,17 +75,17 @@ func fromClient(t *testing.T, dir string, requests func(*types.Packet)) *files {
 	}
 	sent := make(chan error, 1)
 	go func() { sent <- fsutil.Send(ctx, &pipe{ctx: ctx, in: a, out: b}, root, nil) }()
-	f, err := receive(&pipe{ctx: ctx, in: b, out: a, requests: requests}, t.TempDir(), layer.DefaultLimits(), nil, cancel)
+	f, err = receive(&pipe{ctx: ctx, in: b, out: a, requests: requests}, t.TempDir(), layer.DefaultLimits(), known, cancel)
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
+	return f, func() {
+		t.Helper()
 		if err := f.close(); err != nil {
 			t.Error(err)
 		}
 		<-sent
-	})
-	return f
+	}
 }
 
 // TestReceive takes a directory from BuildKit's client.
@@ -104,7 +104,8 @@ func TestReceive(t *testing.T) {
 	must(os.Link(filepath.Join(dir, "d/big"), filepath.Join(dir, "d/same")))
 	must(os.Symlink("../../etc/passwd", filepath.Join(dir, "d/out")))
 	must(os.Chtimes(filepath.Join(dir, "d/big"), time.Unix(5, 7), time.Unix(5, 7)))
-	f := fromClient(t, dir, nil)
+	f, end := fromClient(t, dir, nil, nil)
+	defer end()
 
 	kids, err := f.ReadDir("d")
 	must(err)
@@ -157,11 +158,12 @@ func TestReadAhead(t *testing.T) {
 		}
 	}
 	asked := map[uint32]int{}
-	f := fromClient(t, dir, func(p *types.Packet) {
+	f, end := fromClient(t, dir, nil, func(p *types.Packet) {
 		if p.Type == types.PACKET_REQ {
 			asked[p.ID]++
 		}
 	})
+	defer end()
 	for i := range 120 {
 		r, err := f.Open(fmt.Sprintf("f%03d", i))
 		if err != nil {

@@ -39,7 +39,6 @@ type Options struct {
 // Peer is the client of one build. Safe for concurrent use.
 type Peer struct {
 	Options
-	seen func() *statcache.Cache // opened when it is first asked for
 
 	ctx    context.Context //nolint:containedctx // what contexts' streams live by: the build's
 	cancel context.CancelFunc
@@ -47,7 +46,7 @@ type Peer struct {
 	mu       sync.Mutex
 	contexts []*files
 	caches   []*directory
-	flush    func() error // keeps what has become known of files; nil: nothing has
+	stats    *statcache.Cache // of StatCache; nil until it is asked for
 
 	uploads uploads
 }
@@ -55,15 +54,7 @@ type Peer struct {
 // New returns the client of a build. Close must be called.
 func New(ctx context.Context, o Options) *Peer {
 	ctx, cancel := context.WithCancel(ctx)
-	p := &Peer{Options: o, ctx: ctx, cancel: cancel}
-	p.seen = sync.OnceValue(func() *statcache.Cache {
-		c := statcache.Open(o.StatCache)
-		p.mu.Lock()
-		defer p.mu.Unlock()
-		p.flush = c.Flush
-		return c
-	})
-	return p
+	return &Peer{Options: o, ctx: ctx, cancel: cancel}
 }
 
 // Close ends what is under way with the client. Contexts can no longer be read.
@@ -78,10 +69,20 @@ func (p *Peer) Close() error {
 		}
 	}
 	p.contexts = nil
-	if p.flush != nil && first == nil {
-		first = p.flush()
+	if p.stats != nil && first == nil {
+		first = p.stats.Flush()
 	}
 	return first
+}
+
+// statCache is what is known of clients' files; nil: nothing is to be.
+func (p *Peer) statCache() *statcache.Cache {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.stats == nil && p.StatCache != "" {
+		p.stats = statcache.Open(p.StatCache)
+	}
+	return p.stats
 }
 
 // caller is the session of the client, or of another that a definition names.

@@ -1,9 +1,7 @@
 package buildctl
 
 import (
-	"cmp"
 	"context"
-	"slices"
 
 	"github.com/kiln-build/kiln/internal/buildkitd/ctl"
 	"github.com/kiln-build/kiln/internal/gc"
@@ -53,7 +51,6 @@ func (l local) DiskUsage(ctx context.Context, filters []string) ([]*ctl.Usage, e
 	for _, i := range items {
 		all = append(all, usage(i))
 	}
-	slices.SortFunc(all, func(a, b *ctl.Usage) int { return cmp.Or(cmp.Compare(a.Size, b.Size), cmp.Compare(a.ID, b.ID)) })
 	return all, nil
 }
 

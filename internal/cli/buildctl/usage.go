@@ -1,6 +1,7 @@
 package buildctl
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -82,6 +83,7 @@ func newDiskUsage(s *server) *cobra.Command {
 		}
 		defer c.Close()
 		all, err := c.DiskUsage(cmd.Context(), filters)
+		slices.SortFunc(all, func(a, b *ctl.Usage) int { return cmp.Or(cmp.Compare(a.Size, b.Size), cmp.Compare(a.ID, b.ID)) })
 		switch {
 		case err != nil:
 			return err
